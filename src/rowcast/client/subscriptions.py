@@ -1,0 +1,487 @@
+"""What has been told to each subscription: positions, snapshots, resyncs. No I/O.
+
+The one rule of this room: a change is told to a subscription exactly once and in order, over any number of
+links, or the subscription is told to resync.
+
+Where everything stands, on one link:
+
+    told      the furthest position that the server has named; a transaction whose base lies beyond it means that
+              frames are missing, so the link is dropped and everything is resumed from what is known
+    floor     up to where transactions have been applied
+    start     of each subscription: its rows hold the changes up to there already
+
+SSE and polling carry each subscription over a stream of its own. Each such stream is a lane with its own
+`told` and `floor`; a WebSocket has one lane for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from rowcast.client.backoff import Backoff
+from rowcast.client.events import (
+    Event,
+    Interest,
+    JSONObject,
+    Progress,
+    Refused,
+    Resync,
+    SnapshotChunk,
+    Subscribed,
+    Transaction,
+)
+
+EPOCH_DIGITS: Final = 16
+
+# What no second asking mends. An unknown channel is not among them once it was known: the table may come back.
+_REFUSALS: Final = frozenset({"unknown_column", "invalid_filter", "invalid_frame", "too_many_subscriptions"})
+
+# idle: not asked for on this link.  asked: no answer yet.  loading: the snapshot is on its way.
+# live: changes are told.  waiting: asked for again at `ask_at`.  refused: for good.
+Phase: TypeAlias = Literal["idle", "asked", "loading", "live", "waiting", "refused"]
+
+
+@dataclass(slots=True)
+class Output:
+    """What the caller must send, and what it must tell the application, each in this order."""
+
+    frames: list[JSONObject] = field(default_factory=list[JSONObject])
+    events: list[Event] = field(default_factory=list[Event])
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    told: str | None = None
+    floor: str | None = None
+    shapes: dict[int, list[_Subscription]] = field(default_factory=lambda: {})
+
+
+@dataclass(slots=True, eq=False)
+class _Subscription:
+    id: str
+    interest: Interest
+    backoff: Backoff
+    start: str | None
+    loaded: bool
+    phase: Phase = "idle"
+    wire: str | None = None  # its id on this link; never used twice, so that late frames find nobody
+    lane: _Lane | None = None
+    shape: int | None = None
+    known: bool = False  # the server has watched it before
+    next_chunk: int | None = None
+    held: list[Transaction] = field(default_factory=list[Transaction])
+    ask_at: float = 0.0
+    seen: tuple[object, ...] = ()
+    seen_at: float = 0.0
+
+    @property
+    def position(self) -> str | None:
+        """Up to where everything has been told to it."""
+        floor = self.lane.floor if self.lane is not None and self.phase == "live" else None
+        return self.start if floor is None or (self.start is not None and floor < self.start) else floor
+
+
+class Subscriptions:
+    """All subscriptions of one session. `broken` says why the link must be dropped, once it must.
+
+    Args:
+        random: Returns a float in [0, 1).
+        output: Where frames and events go.
+    """
+
+    def __init__(self, random: Callable[[], float], output: Output) -> None:
+        self.broken: str | None = None
+        self.epoch: str | None = None
+        self.server_position: str | None = None
+        self._random = random
+        self._output = output
+        self._all: dict[str, _Subscription] = {}
+        self._by_wire: dict[str, _Subscription] = {}
+        self._lanes: dict[str | None, _Lane] = {}
+        self._waiting: set[_Subscription] = set()
+        # Resumed from another epoch; the server owes each of them a resync before anything else.
+        self._strangers: set[_Subscription] = set()
+        self._next_wire = 0
+
+    @property
+    def position(self) -> str | None:
+        """Up to where everything has been told to every loaded subscription."""
+        return min(
+            (each.position for each in self._all.values() if each.loaded and each.position), default=None
+        )
+
+    def add(self, subscription: str, interest: Interest) -> None:
+        self._all[subscription] = _Subscription(
+            subscription,
+            interest,
+            Backoff(self._random),
+            start=interest.since,
+            loaded=interest.since is not None or not interest.rows,
+        )
+
+    def remove(self, subscription: str) -> None:
+        removed = self._all.pop(subscription)
+        self._leave(removed)
+        self._waiting.discard(removed)
+
+    def ask(self, subscription: str, now: float) -> None:
+        """Ask for one, on an open link."""
+        self._output.frames.append({"type": "subscribe", **self._entry(self._all[subscription], now)})
+
+    def ask_all(self, now: float) -> list[JSONObject]:
+        """The entries of `hello`: every subscription that is not refused or waiting for its time."""
+        return [
+            self._entry(each, now)
+            for each in self._all.values()
+            if each.phase == "idle" or (each.phase == "waiting" and each.ask_at <= now)
+        ]
+
+    def ask_due(self, now: float) -> None:
+        """Ask again for those whose time has come."""
+        for due in [each for each in self._waiting if each.ask_at <= now]:
+            self.ask(due.id, now)
+
+    def deadline(self) -> float:
+        """When `ask_due()` has something to do; infinity for never."""
+        return min((each.ask_at for each in self._waiting), default=float("inf"))
+
+    def link_ended(self) -> None:
+        """Keep what was told; forget what belonged to the link."""
+        self.server_position = None
+        for each in self._all.values():
+            each.start = each.position
+            each.wire = each.lane = each.shape = each.next_chunk = None
+            each.held.clear()
+            if each.phase in {"asked", "loading", "live"}:
+                each.phase = "idle"
+        self._by_wire.clear()
+        self._lanes.clear()
+        self._strangers.clear()
+        self.broken = None
+
+    def on_welcome(self, frame: JSONObject) -> None:
+        """The replay that `hello` asked for goes at least as far as `welcome` says, so no base up to there is a gap."""
+        self.epoch = frame["epoch"]
+        self._hear(self._lane(None), frame["position"])
+
+    def find_stalled(self, now: float, patience_seconds: float) -> None:
+        """Ask again where the answer or the snapshot does not come on; drop the link where the stream stands still.
+
+        The stream stands still when the server's position moves on and ours does not.
+        """
+        for each in tuple(self._all.values()):
+            behind = each.phase == "live" and (each.position or "") < (self.server_position or "")
+            if not (behind or each.phase in {"asked", "loading"}):
+                each.seen = ()
+                continue
+            seen = (each.phase, each.wire, each.next_chunk, each.position)
+            if seen != each.seen:
+                each.seen, each.seen_at = seen, now
+            elif now - each.seen_at >= patience_seconds:
+                if behind:
+                    self.broken = "the server's position moves on and ours does not"
+                    return
+                self.ask(each.id, now)
+
+    # Frames.
+
+    def on_subscribed(self, frame: JSONObject, lane_name: str | None) -> None:
+        subscription = self._by_wire.get(frame["id"])
+        if subscription is None:
+            return
+        lane = self._lane(lane_name)
+        position: str = frame["position"]
+        self._place(subscription, lane, frame["shape"])
+        if subscription.phase == "asked":
+            subscription.phase = "live" if subscription.loaded else "loading"
+            subscription.next_chunk = None
+            if subscription.start is None or not subscription.loaded:
+                subscription.start = position
+            elif not self._same_epoch(subscription.start):
+                self._strangers.add(subscription)
+            else:
+                self._rewind(lane, subscription, subscription.start)
+            subscription.backoff.reset()
+            subscription.known = True
+            self._hear(lane, position)
+        self._output.events.append(
+            Subscribed(
+                subscription.id,
+                frame["channel"],
+                frame["schema"],
+                frame["table"],
+                tuple((column["name"], column["type"]) for column in frame["columns"]),
+                tuple(frame["key"]),
+                position,
+                frame["shape"],
+            )
+        )
+
+    def on_snapshot(self, frame: JSONObject, lane_name: str | None) -> None:
+        lane = self._lane(lane_name)
+        last = frame.get("last") is True
+        position: str | None = frame["position"] if last else None
+        chunk: int = frame["chunk"]
+        events = self._output.events
+        for subscription in lane.shapes.get(frame["shape"], ()):
+            # A polled result is a snapshot that nobody asked for: it replaces what is there.
+            if subscription.phase != "loading" and not (
+                frame.get("replaces") and subscription.phase == "live"
+            ):
+                continue
+            if chunk not in {0, subscription.next_chunk}:
+                continue
+            subscription.next_chunk = chunk + 1
+            events.append(
+                SnapshotChunk(
+                    subscription.id, chunk, frame.get("rows", ()), frame.get("deleted", ()), last, position
+                )
+            )
+            if position is not None:
+                self._finish_loading(subscription, position)
+        if position is not None:
+            self._hear(lane, position)
+
+    def on_transaction(self, frame: JSONObject, lane_name: str | None) -> None:
+        lane = self._lane(lane_name)
+        position: str = frame["position"]
+        base: str = frame["base"]
+        if not self._continues(position) or (lane.floor is not None and position <= lane.floor):
+            return
+        if lane.told is not None and base > lane.told:
+            self.broken = "frames are missing: a transaction's base lies beyond what was told"
+            return
+        if self._strangers:
+            self._claim_resyncs(lane, position)
+        lane.floor = position
+        self._hear(lane, position)
+        confirms: Sequence[str] = frame.get("confirms", ())
+        changes: dict[str, list[JSONObject]] = {}
+        held: dict[_Subscription, list[JSONObject]] = {}
+        for change in frame["changes"]:
+            for subscription in lane.shapes.get(change["shape"], ()):
+                if subscription.start is None or position > subscription.start:
+                    if subscription.phase == "live":
+                        changes.setdefault(subscription.id, []).append(change)
+                    elif not subscription.held or position > subscription.held[-1].position:
+                        held.setdefault(subscription, []).append(change)
+        if confirms:
+            for subscription in self._loading(lane):
+                held.setdefault(subscription, [])
+        for subscription, its_changes in held.items():
+            subscription.held.append(
+                Transaction(
+                    position,
+                    frame["txid"],
+                    frame["timestamp"],
+                    {subscription.id: its_changes},
+                    confirms,
+                    subscription.id,
+                )
+            )
+        if changes or confirms:
+            self._output.events.append(
+                Transaction(
+                    position, frame["txid"], frame["timestamp"], changes, confirms, self._only(lane_name)
+                )
+            )
+        else:
+            self._output.events.append(Progress(position, self._only(lane_name)))
+
+    def on_position(self, position: str, lane_name: str | None) -> None:
+        """A heartbeat: everything up to here has been delivered."""
+        lane = self._lane(lane_name)
+        if not self._continues(position):
+            return
+        if self._strangers:
+            self._claim_resyncs(lane, position)
+        self._hear(lane, position)
+        if lane.floor is None or position > lane.floor:
+            lane.floor = position
+            self._output.events.append(Progress(position, self._only(lane_name)))
+
+    def on_resync(self, frame: JSONObject, lane_name: str | None, now: float) -> None:
+        lane = self._lane(lane_name)
+        position: str = frame["position"]
+        if not self._same_epoch(position):
+            self.epoch = position[:EPOCH_DIGITS]
+            self.server_position = None
+            for each in self._lanes.values():
+                each.floor = each.told = None
+        self._hear(lane, position)
+        after_ms = frame.get("after_ms")
+        after_seconds = self._random() if after_ms is None else after_ms / 1000
+        for subscription in self._concerned(frame, lane):
+            self._resync(subscription, frame["reason"], position, now + after_seconds)
+            if frame["reason"] == "table_dropped":
+                self._leave(subscription, tell=False)
+                self._wait(subscription, now + (subscription.backoff.next_delay() or 0.0))
+
+    def on_unsubscribed(self, lane_name: str | None) -> None:
+        """From here on the stream is put together anew: its next base says nothing about what came before."""
+        self._lane(lane_name).told = None
+
+    def on_error(self, frame: JSONObject, now: float) -> bool:
+        """An error that names a subscription; False where it concerns none of ours."""
+        subscription = self._by_wire.get(frame.get("id", ""))
+        code: str = frame["code"]
+        if subscription is None or code == "unknown_subscription":
+            return code == "unknown_subscription"
+        self._leave(subscription, tell=code == "snapshot_failed")
+        if code in _REFUSALS or (code == "unknown_channel" and not subscription.known):
+            subscription.phase = "refused"
+            self._waiting.discard(subscription)
+            self._output.events.append(Refused(subscription.id, code, frame["message"]))
+        elif code == "invalid_position":
+            subscription.loaded = not subscription.interest.rows
+            subscription.start = None
+            self._output.events.append(Resync(subscription.id, "position_unknown", None))
+            self._wait(subscription, now)
+        else:
+            self._wait(subscription, now + (subscription.backoff.next_delay() or 0.0))
+        return True
+
+    # Details.
+
+    def _entry(self, subscription: _Subscription, now: float) -> JSONObject:
+        self._leave(subscription)
+        self._waiting.discard(subscription)
+        self._next_wire += 1
+        subscription.wire = str(self._next_wire)
+        self._by_wire[subscription.wire] = subscription
+        subscription.phase = "asked"
+        subscription.seen, subscription.seen_at = (), now
+        interest = subscription.interest
+        entry: JSONObject = {"id": subscription.wire, "channel": interest.channel}
+        if interest.columns is not None:
+            entry["columns"] = list(interest.columns)
+        if interest.filter is not None:
+            entry["filter"] = interest.filter
+        if interest.where is not None:
+            entry["where"] = interest.where
+            entry["params"] = list(interest.params)
+        if not subscription.loaded:
+            entry["snapshot"] = True
+        elif subscription.start is not None:
+            entry["since"] = subscription.start
+        return entry
+
+    def _lane(self, name: str | None) -> _Lane:
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = _Lane()
+        return lane
+
+    def _only(self, lane_name: str | None) -> str | None:
+        """The one subscription that a lane of its own speaks for."""
+        subscription = self._by_wire.get(lane_name) if lane_name is not None else None
+        return subscription.id if subscription is not None else None
+
+    def _loading(self, lane: _Lane) -> Iterable[_Subscription]:
+        return (each for each in self._all.values() if each.lane is lane and each.phase == "loading")
+
+    def _concerned(self, frame: JSONObject, lane: _Lane) -> list[_Subscription]:
+        if "id" in frame:
+            named = self._by_wire.get(frame["id"])
+            return [named] if named is not None else []
+        if "shape" in frame:
+            return list(lane.shapes.get(frame["shape"], ()))
+        return [each for members in lane.shapes.values() for each in members]
+
+    @staticmethod
+    def _rewind(lane: _Lane, resumed: _Subscription, position: str) -> None:
+        """A replay from here on follows; the others keep what they were told, each by its own start."""
+        if lane.floor is not None and lane.floor > position:
+            for members in lane.shapes.values():
+                for each in members:
+                    if each is not resumed:
+                        each.start = each.position
+            lane.floor = position
+
+    def _place(self, subscription: _Subscription, lane: _Lane, shape: int) -> None:
+        self._displace(subscription)
+        subscription.lane = lane
+        subscription.shape = shape
+        lane.shapes.setdefault(shape, []).append(subscription)
+
+    def _displace(self, subscription: _Subscription) -> None:
+        """From here on no frame that names the shape concerns it."""
+        if subscription.lane is not None and subscription.shape is not None:
+            subscription.lane.shapes[subscription.shape].remove(subscription)
+        subscription.lane = subscription.shape = None
+        self._strangers.discard(subscription)
+
+    def _leave(self, subscription: _Subscription, *, tell: bool = True) -> None:
+        """End it on this link; `tell` says whether the server does not know yet."""
+        subscription.start = subscription.position
+        self._displace(subscription)
+        subscription.held.clear()
+        if subscription.wire is not None:
+            if tell:
+                self._output.frames.append({"type": "unsubscribe", "id": subscription.wire})
+            self._by_wire.pop(subscription.wire, None)
+            subscription.wire = None
+
+    def _wait(self, subscription: _Subscription, until: float) -> None:
+        subscription.phase = "waiting"
+        subscription.ask_at = until
+        self._waiting.add(subscription)
+
+    def _resync(self, subscription: _Subscription, reason: str, position: str, ask_at: float) -> None:
+        self._output.events.append(Resync(subscription.id, reason, position))
+        self._strangers.discard(subscription)
+        subscription.start = position
+        if subscription.interest.rows:
+            subscription.loaded = False
+            self._displace(subscription)
+            subscription.held.clear()
+            self._wait(subscription, ask_at)
+
+    def _claim_resyncs(self, lane: _Lane, position: str) -> None:
+        """The stream went on in its new epoch without the resyncs that it owes: make them ourselves."""
+        for stranger in [each for each in self._strangers if each.lane is lane]:
+            self._resync(stranger, "epoch_changed", position, 0.0)
+
+    def _finish_loading(self, subscription: _Subscription, position: str) -> None:
+        subscription.start = position
+        subscription.loaded = True
+        subscription.phase = "live"
+        subscription.next_chunk = None
+        held, subscription.held = subscription.held, []
+        for transaction in held:
+            if transaction.position > position:
+                self._output.events.append(transaction)
+            elif transaction.confirms:
+                self._output.events.append(
+                    Transaction(
+                        transaction.position,
+                        transaction.txid,
+                        transaction.timestamp,
+                        {subscription.id: ()},
+                        transaction.confirms,
+                        subscription.id,
+                    )
+                )
+
+    def _same_epoch(self, position: str) -> bool:
+        return position[:EPOCH_DIGITS] == self.epoch
+
+    def _continues(self, position: str) -> bool:
+        """Whether it lies in the epoch that the link is in; a change of epoch without a resync breaks the link."""
+        if self.epoch is None:
+            self.epoch = position[:EPOCH_DIGITS]
+        if not self._same_epoch(position):
+            self.broken = "the stream went over to another epoch without a resync"
+            return False
+        return True
+
+    def _hear(self, lane: _Lane, position: str) -> None:
+        """The server has named a position: it is at least there, and what comes next may build on it."""
+        if not self._same_epoch(position):
+            return  # of a subscription that is resumed from another epoch
+        if lane.told is None or position > lane.told:
+            lane.told = position
+        if self.server_position is None or not self.server_position > position:
+            self.server_position = position
