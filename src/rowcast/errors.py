@@ -6,7 +6,8 @@
     │   ├── NotInstalledError     `rowcast setup` has not been run in this database
     │   └── SlotLostError         the replication slot is gone or invalidated
     ├── DecodeError               bytes from PostgreSQL that the decoder does not understand
-    ├── FilterError               a filter that cannot be used: unknown column, bad value, unsupported operator
+    ├── FilterError               a filter that cannot be used: bad value, unsupported operator, syntax
+    │   └── UnknownColumnError    it names a column that the table lacks
     ├── ProtocolError             a frame that breaks the wire protocol; carries its `code`
     └── ClientError               the client side: connection, store, mutations
 
@@ -42,6 +43,10 @@ class DecodeError(RowcastError):
 
 class FilterError(RowcastError):
     """A filter that cannot be used on this table."""
+
+
+class UnknownColumnError(FilterError):
+    """A filter names a column that the table lacks."""
 
 
 class ProtocolError(RowcastError):

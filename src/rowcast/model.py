@@ -65,6 +65,42 @@ def parse_position(text: str) -> Position:
 
 
 @dataclass(frozen=True, slots=True)
+class Collation:
+    """How PostgreSQL compares text of a column, as far as it can be repeated outside of PostgreSQL.
+
+    Attributes:
+        name: For messages: `en_US.utf8`, `und-x-icu`, `C`.
+        deterministic: Whether texts are equal only if their bytes are.
+        code_point_order: Whether texts sort by their code points.
+        lower: What lower() does: nothing outside ASCII; one character for one; full Unicode rules, which make two
+            characters of one; or something else (Turkish, say).
+    """
+
+    name: str
+    deterministic: bool
+    code_point_order: bool
+    lower: Literal["ascii", "simple", "full", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnTraits:
+    """What the catalogs know of a column beyond its type's OID; filters need it, the stream does not tell it.
+
+    Attributes:
+        base_oid: The type below a domain (and domains over it); 0 where the column's type is no domain.
+        element_oid: Of an array of a type that is not built in, the type of its elements; else 0.
+        enum_labels: Of an enum, and of an array of one, the labels in their sort order; else empty.
+        collation: Of text and arrays of it, the column's collation; of jsonb, the database's own, which `->>` has.
+            None: only known to be deterministic.
+    """
+
+    base_oid: int = 0
+    element_oid: int = 0
+    enum_labels: tuple[str, ...] = ()
+    collation: Collation | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Column:
     """One column of a table as the stream describes it.
 
@@ -74,6 +110,7 @@ class Column:
         type_modifier: atttypmod; -1 for none.
         type_name: format_type() of it, for messages and for clients.
         to_json: Turns a non-NULL value's text output into JSON, both UTF-8 bytes; equal to to_jsonb().
+        traits: What else filters need to know of it.
     """
 
     name: str
@@ -81,6 +118,7 @@ class Column:
     type_modifier: int
     type_name: str
     to_json: Callable[[bytes], bytes] = field(compare=False, repr=False)
+    traits: ColumnTraits = ColumnTraits()
 
 
 ReplicaIdentity: TypeAlias = Literal["default", "nothing", "full", "index"]
