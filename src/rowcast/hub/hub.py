@@ -1,0 +1,497 @@
+"""The hub: takes the stream in, and hands each subscription its part.
+
+The one rule of this room: the hub is one step at a time. `publish` takes a batch of events, writes every frame
+they cause and flushes; subscribing happens between two steps. So a subscription that starts at the head gets
+everything after it and nothing twice, without a lock.
+
+Nothing here waits and nothing here does I/O: connections are `Sink`s that queue.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rowcast.errors import FilterError, ProtocolError
+from rowcast.filters import BoundFilter, Expression, bind, conjunction, equality
+from rowcast.hub.audience import Audience, AudienceKey, Form, Framing, Outlet, Sink, TransactionHeader
+from rowcast.hub.shape import EncodedChange, Projection, Routes, Shape
+from rowcast.log import Log
+from rowcast.model import Event, Gap, Position, Progress, Table, TablesChanged, Transaction, epoch_of
+
+# A replay longer than this costs more than a snapshot, for the client and for the others who wait meanwhile.
+MAX_REPLAY_BYTES = 16 * 1024 * 1024
+# A resync is spread over at least this long, and by this much more for each subscriber of the shape.
+_RESYNC_JITTER_MS = 250
+_RESYNC_JITTER_MS_PER_SUBSCRIBER = 2
+_RESYNC_JITTER_MS_MAX = 30_000
+
+
+@dataclass(slots=True, frozen=True)
+class Request:
+    """What a client asks to watch.
+
+    Attributes:
+        subscription: The subscription's id on its connection.
+        label: How a plain client's changes name the subscription; empty where the id is the channel.
+        expression: The parsed filter, or None.
+    """
+
+    subscription: str
+    channel: str
+    columns: tuple[str, ...] | None = None
+    expression: Expression | None = None
+    since: Position | None = None
+    label: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """One connection's interest in one shape.
+
+    Attributes:
+        position: Everything after it is told.
+        active: Whether the stream is told; not before its snapshot, for clients that apply whatever comes.
+    """
+
+    id: str
+    request: Request
+    outlet: Outlet
+    position: Position
+    active: bool = True
+
+    @property
+    def shape(self) -> Shape:
+        return self.outlet.shape
+
+
+@dataclass(slots=True, eq=False)
+class Subscriber:
+    """A connection with its subscriptions.
+
+    Attributes:
+        on_resync: Tells the connection's protocol that a subscription has to be read anew: the subscription, the
+            reason, the milliseconds to wait, the position after which the stream goes on.
+        on_columns: Tells it that a subscription's columns have changed (a resync follows), or None as the
+            second argument's error text where the subscription cannot go on.
+    """
+
+    sink: Sink
+    form: Form
+    framing: Framing
+    on_resync: Callable[[Subscription, str, int, Position], None]
+    on_columns: Callable[[Subscription, ProtocolError | None], None]
+    subscriptions: dict[str, Subscription] = field(default_factory=dict[str, Subscription])
+    audience: Audience | None = None
+
+
+class Hub:
+    """Shapes, routing, and fan-out that encodes once.
+
+    Args:
+        log: Where transactions are kept for clients that resume.
+        tables: The captured tables by OID.
+        offered: Names of the channels that clients may subscribe to; None for every captured table.
+        scopes: Channel name → the column that `channel:value` filters by.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        tables: Mapping[int, Table],
+        *,
+        offered: Iterable[str] | None = None,
+        scopes: Mapping[str, str] | None = None,
+    ) -> None:
+        self.log = log
+        self.tables: Mapping[int, Table] = tables
+        self._offered = None if offered is None else frozenset(offered)
+        self._scopes = scopes or {}
+        self.channels: dict[str, Table] = {}
+        self.subscribers: dict[Subscriber, None] = {}
+        self.deliveries: Counter[str] = Counter()
+        self.resyncs: Counter[str] = Counter()
+        self.transactions = self.changes = 0
+        self._numbers = 0
+        self._shapes: dict[tuple[int, frozenset[str] | None, str], Shape] = {}
+        self._projections: dict[tuple[int, frozenset[str] | None], Projection] = {}
+        self._routes: dict[int, Routes] = {}
+        self._audiences: dict[AudienceKey, Audience] = {}
+        self._confirmed: dict[Audience, None] = {}  # audiences that are told confirms
+        self._name_channels()
+
+    @property
+    def head(self) -> Position:
+        return self.log.head
+
+    @property
+    def shapes(self) -> Iterable[Shape]:
+        return self._shapes.values()
+
+    @property
+    def audience_count(self) -> int:
+        return len(self._audiences)
+
+    def publish(self, events: Sequence[Event], now: float) -> None:
+        """Take in what capture delivered and write every frame it causes.
+
+        Args:
+            events: In stream order.
+            now: Monotonic time in seconds.
+        """
+        touched: dict[Audience, None] = {}
+        for event in events:
+            if isinstance(event, Transaction):
+                self.log.append(event, now)
+                self._publish_transaction(event, touched)
+            elif isinstance(event, Progress):
+                self.log.append(event, now)
+            else:
+                # A gap or a change of tables goes to each member by itself: first what came before it.
+                self._flush(touched)
+                if isinstance(event, Gap):
+                    self._publish_gap(event, now)
+                else:
+                    self._publish_tables(event, now)
+        self._flush(touched)
+
+    @staticmethod
+    def _flush(touched: dict[Audience, None]) -> None:
+        for audience in touched:
+            audience.flush()
+        touched.clear()
+
+    def _publish_transaction(self, transaction: Transaction, touched: dict[Audience, None]) -> None:
+        self.transactions += 1
+        self.changes += len(transaction.changes)
+        parts: dict[Audience, list[bytes]] = {}
+        unknown: dict[Shape, None] = {}
+        for change in transaction.changes:
+            routes = self._routes.get(change.table.oid)
+            if routes is None:
+                continue
+            encoded: dict[Projection, EncodedChange] = {}
+            for shape, effect in routes.effects(change):
+                if effect == "UNKNOWN":
+                    unknown[shape] = None
+                    continue
+                piece = encoded.get(shape.projection)
+                if piece is None:
+                    piece = encoded[shape.projection] = EncodedChange(change, shape.projection, transaction.position)
+                for outlet in shape.outlets.values():
+                    fragment = outlet.form.change(outlet.prefix, effect, piece)
+                    for audience in outlet.audiences:
+                        self.deliveries[shape.table.channel] += len(audience.members)
+                        if audience in parts:
+                            parts[audience].append(fragment)
+                        else:
+                            parts[audience] = [fragment]
+        if transaction.confirms:
+            for audience in self._confirmed:
+                parts.setdefault(audience, [])
+        if parts:
+            header = TransactionHeader.of(transaction)
+            for audience, fragments in parts.items():
+                audience.pending.append(
+                    audience.form.transaction(header, audience.last, fragments, audience.framing)
+                )
+                audience.last = transaction.position
+                touched[audience] = None
+        if unknown:
+            self._flush(touched)
+            self.resync_shapes(unknown, "unchanged_value", transaction.position)
+
+    def _publish_gap(self, gap: Gap, now: float) -> None:
+        if gap.tables is None or epoch_of(gap.position) != epoch_of(self.log.head):
+            self.log.reset(gap.position)
+            for audience in self._audiences.values():
+                audience.last = gap.position
+            self.resync_shapes(self._shapes.values(), gap.reason, gap.position)
+        else:
+            self.log.append(gap, now)
+            shapes = [shape for oid in gap.tables for shape in self._routes.get(oid, ())]
+            self.resync_shapes(shapes, gap.reason, gap.position)
+
+    def resync_shapes(self, shapes: Iterable[Shape], reason: str, position: Position) -> None:
+        """Tell every subscriber of these shapes to read them anew."""
+        concerned = frozenset(shapes)
+        if not concerned:
+            return
+        for subscriber in list(self.subscribers):
+            for subscription in list(subscriber.subscriptions.values()):
+                if subscription.shape in concerned:
+                    self.resync(subscriber, subscription, reason, position)
+
+    def resync(self, subscriber: Subscriber, subscription: Subscription, reason: str, position: Position) -> None:
+        """Tell one subscriber to read one shape anew; the stream goes on after `position`."""
+        crowd = sum(len(audience.members) for audience in subscription.outlet.audiences)
+        spread = min(_RESYNC_JITTER_MS + crowd * _RESYNC_JITTER_MS_PER_SUBSCRIBER, _RESYNC_JITTER_MS_MAX)
+        after_ms = random.randrange(spread)  # noqa: S311 - jitter, no secret
+        self.resyncs[reason] += 1
+        subscriber.on_resync(subscription, reason, after_ms, position)
+
+    def resync_all(self, subscriber: Subscriber, reason: str) -> None:
+        """Tell a subscriber whose queue was dropped to read all its shapes anew."""
+        for subscription in list(subscriber.subscriptions.values()):
+            self.resync(subscriber, subscription, reason, self.log.head)
+
+    def subscribe(self, subscriber: Subscriber, request: Request, *, active: bool = True) -> Subscription:
+        """Begin to deliver a shape after the present head, or, if not `active`, once `activate` is called.
+
+        Raises:
+            ProtocolError: Unknown channel or column, a filter that does not fit, an id in use.
+        """
+        if request.subscription in subscriber.subscriptions:
+            raise ProtocolError(
+                "duplicate_subscription",
+                f'this connection has a subscription "{request.subscription}" already: '
+                "unsubscribe first, or give the second one another id",
+            )
+        outlet = self._outlet(self._shape(request), subscriber.form, request.label)
+        outlet.uses += 1
+        subscription = Subscription(request.subscription, request, outlet, self.head, active)
+        subscriber.subscriptions[request.subscription] = subscription
+        self.join(subscriber)
+        return subscription
+
+    def activate(self, subscriber: Subscriber, subscription: Subscription) -> None:
+        """Deliver a subscription from the present head on."""
+        subscription.active = True
+        subscription.position = self.head
+        self.join(subscriber)
+
+    def resumable(self, since: Position) -> str | None:
+        """Why the stream after `since` cannot be told any more, or None if it can."""
+        if epoch_of(since) != epoch_of(self.head):
+            return "epoch_changed"
+        if since > self.head:
+            return "position_unknown"
+        return "log_expired" if since < self.log.floor else None
+
+    def replay(
+        self,
+        subscriber: Subscriber,
+        subscriptions: Iterable[Subscription],
+        since: Position,
+        *,
+        seen: Callable[[int], bool] | None = None,
+    ) -> dict[Subscription, str]:
+        """Send what subscriptions missed after `since`, all of them in one pass, transaction by transaction.
+
+        Args:
+            since: A position that `resumable` accepts.
+            seen: Whether the client has a transaction already, by its id.
+
+        Returns:
+            The subscriptions that cannot be resumed after all, with the reason; the caller tells them to resync.
+        """
+        entries = self.log.after(since)
+        assert entries is not None
+        active = dict.fromkeys(subscriptions)
+        refused: dict[Subscription, str] = {}
+        base, size, parts = since, 0, list[bytes]()
+        for entry in entries:
+            if isinstance(entry, Gap):
+                for subscription in list(active):
+                    if entry.tables is None or subscription.shape.table.oid in entry.tables:
+                        refused[subscription] = entry.reason
+                        del active[subscription]
+                continue
+            if seen is not None and seen(entry.xid):
+                continue
+            fragments = self._replay_fragments(entry, active, refused)
+            if fragments or (entry.confirms and subscriber.form.tells_confirms):
+                header = TransactionHeader.of(entry)
+                parts.append(subscriber.form.transaction(header, base, fragments, subscriber.framing))
+                base = entry.position
+                size += len(parts[-1])
+                if size > MAX_REPLAY_BYTES:
+                    return refused | dict.fromkeys(active, "log_expired")
+        if parts:
+            subscriber.sink.send(b"".join(parts))
+        return refused
+
+    @staticmethod
+    def _replay_fragments(
+        transaction: Transaction, active: dict[Subscription, None], refused: dict[Subscription, str]
+    ) -> list[bytes]:
+        fragments: list[bytes] = []
+        for change in transaction.changes:
+            outlets: dict[Outlet, None] = {}
+            for subscription in list(active):
+                shape = subscription.shape
+                if shape.table.oid != change.table.oid or subscription.outlet in outlets:
+                    continue
+                outlets[subscription.outlet] = None
+                effect = shape.effect(change)
+                if effect == "UNKNOWN":
+                    refused[subscription] = "unchanged_value"
+                    del active[subscription]
+                elif effect is not None:
+                    piece = EncodedChange(change, shape.projection, transaction.position)
+                    fragments.append(subscription.outlet.form.change(subscription.outlet.prefix, effect, piece))
+        return fragments
+
+    def unsubscribe(self, subscriber: Subscriber, subscription_id: str) -> Subscription:
+        """End a subscription.
+
+        Raises:
+            ProtocolError: There is none of that id.
+        """
+        subscription = subscriber.subscriptions.pop(subscription_id, None)
+        if subscription is None:
+            raise ProtocolError("unknown_subscription", f'this connection has no subscription "{subscription_id}"')
+        self.join(subscriber)
+        self._forget(subscription.outlet)
+        return subscription
+
+    def join(self, subscriber: Subscriber) -> None:
+        """Put a subscriber into the audience that its subscriptions ask for."""
+        self.subscribers[subscriber] = None
+        outlets = frozenset(each.outlet for each in subscriber.subscriptions.values() if each.active)
+        key = (subscriber.form.name, subscriber.framing.name, outlets)
+        audience = self._audiences.get(key)
+        if audience is not None and audience is subscriber.audience:
+            return
+        self._part(subscriber)
+        if audience is None:
+            audience = self._audiences[key] = Audience(key, subscriber.form, subscriber.framing, self.head)
+            if subscriber.form.tells_confirms:
+                self._confirmed[audience] = None
+        audience.members[subscriber.sink] = None
+        subscriber.audience = audience
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """The connection is gone: forget it and whatever only it watched."""
+        self.subscribers.pop(subscriber, None)
+        self._part(subscriber)
+        subscriptions = list(subscriber.subscriptions.values())
+        subscriber.subscriptions.clear()
+        for subscription in subscriptions:
+            self._forget(subscription.outlet)
+
+    def _part(self, subscriber: Subscriber) -> None:
+        audience, subscriber.audience = subscriber.audience, None
+        if audience is None:
+            return
+        del audience.members[subscriber.sink]
+        if not audience.members:
+            del self._audiences[audience.key]
+            self._confirmed.pop(audience, None)
+            audience.dissolve()
+
+    def _forget(self, outlet: Outlet) -> None:
+        """One use of an outlet has ended: drop it, and its shape, with the last one."""
+        outlet.uses -= 1
+        shape = outlet.shape
+        if outlet.uses:
+            return
+        del shape.outlets[outlet.form.name, outlet.label]
+        if not shape.outlets and self._shapes.get(_shape_key(shape)) is shape:
+            del self._shapes[_shape_key(shape)]
+            self._routes[shape.table.oid].remove(shape)
+
+    def _outlet(self, shape: Shape, form: Form, label: str) -> Outlet:
+        key = (form.name, label)
+        outlet = shape.outlets.get(key)
+        if outlet is None:
+            outlet = shape.outlets[key] = Outlet(shape, form, label)
+        return outlet
+
+    def _shape(self, request: Request) -> Shape:
+        table, bound = self._resolve(request.channel, request.expression)
+        names = None if request.columns is None else frozenset(request.columns)
+        self._check_columns(table, names)
+        key = (table.oid, names, bound.key if bound else "")
+        shape = self._shapes.get(key)
+        if shape is None:
+            self._numbers += 1
+            shape = self._shapes[key] = Shape(self._numbers, table, names, self._projection(table, names), bound)
+            self._routes.setdefault(table.oid, Routes()).add(shape)
+        return shape
+
+    def _projection(self, table: Table, names: frozenset[str] | None) -> Projection:
+        key = (table.oid, names)
+        projection = self._projections.get(key)
+        if projection is None or projection.table is not table:
+            projection = self._projections[key] = Projection(table, names)
+        return projection
+
+    @staticmethod
+    def _check_columns(table: Table, names: frozenset[str] | None) -> None:
+        known = [column.name for column in table.columns]
+        for name in sorted(names or ()):
+            if name not in known:
+                raise ProtocolError(
+                    "unknown_column", f'{table.channel} has no column "{name}"; it has: {", ".join(known)}'
+                )
+
+    def _resolve(self, channel: str, expression: Expression | None) -> tuple[Table, BoundFilter | None]:
+        """Find a channel's table and the filter that its scope and the subscription's own filter make."""
+        table = self.channels.get(channel)
+        if table is None:
+            name, colon, value = channel.partition(":")
+            column = self._scopes.get(name)
+            table = self.channels.get(name)
+            if not colon or column is None or table is None:
+                known = ", ".join(sorted(self.channels)) or "none yet"
+                raise ProtocolError("unknown_channel", f'there is no channel "{channel}"; known: {known}')
+            scope = equality(column, value)
+            expression = scope if expression is None else conjunction(scope, expression)
+        if expression is None:
+            return table, None
+        try:
+            return table, bind(expression, table)
+        except FilterError as error:
+            raise ProtocolError("invalid_filter", str(error)) from error
+
+    def _name_channels(self) -> None:
+        """A table of the schema public goes by its name, any other by schema.name; the schema may be written."""
+        channels: dict[str, Table] = {}
+        for table in self.tables.values():
+            channels[f"{table.schema}.{table.name}"] = table
+        for table in self.tables.values():
+            channels[table.channel] = table
+        if self._offered is not None:
+            offered = {id(channels[name]) for name in self._offered if name in channels}
+            channels = {name: table for name, table in channels.items() if id(table) in offered}
+        self.channels = channels
+
+    def _publish_tables(self, event: TablesChanged, now: float) -> None:
+        before, self.tables = self.tables, event.tables
+        self._name_channels()
+        offered = {table.oid for table in self.channels.values()}
+        changed = {oid for oid, table in before.items() if event.tables.get(oid) is not table or oid not in offered}
+        if not changed:
+            return
+        # A replay across this point would mix two forms of a row.
+        self.log.append(Gap(event.position, "schema_changed", frozenset(changed)), now)
+        stale = {shape for oid in changed for shape in self._routes.pop(oid, ())}
+        self._projections = {key: kept for key, kept in self._projections.items() if key[0] not in changed}
+        for shape in stale:
+            self._shapes.pop(_shape_key(shape), None)
+        for subscriber in list(self.subscribers):
+            for subscription in list(subscriber.subscriptions.values()):
+                if subscription.shape in stale:
+                    self._renew(subscriber, subscription, event.position)
+
+    def _renew(self, subscriber: Subscriber, subscription: Subscription, position: Position) -> None:
+        """Move a subscription to its table's new columns, or end it where that cannot be."""
+        del subscriber.subscriptions[subscription.id]
+        try:
+            renewed = self.subscribe(subscriber, subscription.request)
+        except ProtocolError as error:
+            self.join(subscriber)
+            if error.code == "unknown_channel":
+                self.resync(subscriber, subscription, "table_dropped", position)
+            else:
+                subscriber.on_columns(subscription, error)
+        else:
+            subscriber.on_columns(renewed, None)
+            self.resync(subscriber, renewed, "schema_changed", position)
+
+
+def _shape_key(shape: Shape) -> tuple[int, frozenset[str] | None, str]:
+    return shape.table.oid, shape.names, shape.filter.key if shape.filter else ""

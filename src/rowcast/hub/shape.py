@@ -1,0 +1,193 @@
+"""Shapes and routing: which subscriptions does one changed row concern, and how.
+
+The one rule of this room: a change is matched once per shape, never per client, and the old and the new row
+decide together: in→in is an UPDATE, out→in an INSERT, in→out a DELETE, out→out nothing. So leaving is an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from rowcast.filters import BoundFilter, FilterIndex
+from rowcast.model import MISSING, Change, Operation, Position, Row, Table
+from rowcast.values import RowEncoder
+
+if TYPE_CHECKING:
+    from rowcast.hub.audience import Outlet
+
+# What a change is for one shape; UNKNOWN where a filter needs a value that PostgreSQL did not send.
+Effect: TypeAlias = Operation | Literal["UNKNOWN"]
+
+
+class Projection:
+    """A table with a selection of its columns: everything that JSON of its rows depends on.
+
+    Attributes:
+        columns: Indexes of the delivered columns, in the table's order; always with the key.
+    """
+
+    __slots__ = ("columns", "key", "row", "table")
+
+    def __init__(self, table: Table, names: frozenset[str] | None) -> None:
+        self.table = table
+        chosen = range(len(table.columns)) if names is None else sorted(
+            {index for index, column in enumerate(table.columns) if column.name in names} | set(table.key)
+        )
+        self.columns = tuple(chosen)
+        self.row = RowEncoder(table.columns, self.columns).encode
+        self.key = RowEncoder(table.columns, table.key).encode
+
+
+class EncodedChange:
+    """One change as JSON pieces for one projection, each made at most once and only when asked for."""
+
+    __slots__ = ("_new", "_old", "change", "id", "projection")
+
+    def __init__(self, change: Change, projection: Projection, position: Position) -> None:
+        self.change = change
+        self.projection = projection
+        self.id = b"%s-%08x" % (position.encode(), change.index)
+        self._new: bytes | None = None
+        self._old: bytes | None = None
+
+    @property
+    def new(self) -> bytes:
+        if self._new is None:
+            assert self.change.new is not None
+            self._new = self.projection.row(self.change.new)
+        return self._new
+
+    @property
+    def old(self) -> bytes | None:
+        """The old row as far as it is known, or None."""
+        if self._old is None and self.change.old is not None:
+            self._old = self.projection.row(self.change.old)
+        return self._old
+
+    @property
+    def key(self) -> bytes | None:
+        """The key of the new row, or of the old one where there is no new; None without a key."""
+        row = self.change.new if self.change.new is not None else self.change.old
+        return self.projection.key(row) if row is not None and self.projection.table.key else None
+
+    @property
+    def old_key(self) -> bytes | None:
+        """The key of the old row; None where the old row or a key is not known."""
+        old = self.change.old
+        return self.projection.key(old) if old is not None and self.projection.table.key else None
+
+    @property
+    def key_changed(self) -> bool:
+        old, new = self.change.old, self.change.new
+        return old is not None and new is not None and any(old[i] != new[i] for i in self.projection.table.key)
+
+
+class Shape:
+    """Table, columns and filter: equal shapes are one object, however many clients watch it.
+
+    Attributes:
+        number: The server's number for it, in frames.
+        outlets: How it is delivered: one outlet for each form and label in use.
+    """
+
+    __slots__ = ("filter", "names", "number", "outlets", "projection", "table")
+
+    def __init__(
+        self, number: int, table: Table, names: frozenset[str] | None, projection: Projection, bound: BoundFilter | None
+    ) -> None:
+        self.number = number
+        self.table = table
+        self.names = names
+        self.projection = projection
+        self.filter = bound
+        self.outlets: dict[tuple[str, str], Outlet] = {}
+
+    def effect(self, change: Change) -> Effect | None:
+        """What a change of its table means for this shape alone; None for nothing."""
+        bound = self.filter
+        if bound is None or change.operation == "TRUNCATE":
+            return change.operation
+        new, old = change.new, change.old
+        if new is not None and not _known(bound, new):
+            return "UNKNOWN"
+        return _effect(
+            change,
+            new_in=new is not None and bound.matches(new),
+            old_in=bound.matches(old) if old is not None and _known(bound, old) else None,
+        )
+
+    def columns_description(self) -> list[dict[str, str]]:
+        columns = self.table.columns
+        return [{"name": columns[i].name, "type": columns[i].type_name} for i in self.projection.columns]
+
+
+class Routes:
+    """The shapes of one table, found by what a changed row holds."""
+
+    __slots__ = ("_filtered", "_index", "_unfiltered")
+
+    def __init__(self) -> None:
+        self._unfiltered: dict[Shape, None] = {}
+        self._filtered: dict[Shape, None] = {}
+        self._index: FilterIndex[Shape] = FilterIndex()
+
+    def add(self, shape: Shape) -> None:
+        if shape.filter is None:
+            self._unfiltered[shape] = None
+        else:
+            self._filtered[shape] = None
+            self._index.add(shape.filter, shape)
+
+    def remove(self, shape: Shape) -> None:
+        if shape.filter is None:
+            del self._unfiltered[shape]
+        else:
+            del self._filtered[shape]
+            self._index.remove(shape.filter, shape)
+
+    def __iter__(self) -> Iterator[Shape]:
+        yield from self._unfiltered
+        yield from self._filtered
+
+    def effects(self, change: Change) -> Iterable[tuple[Shape, Effect]]:
+        """Every shape that the change concerns, with what it is there."""
+        operation = change.operation
+        for shape in self._unfiltered:
+            yield shape, operation
+        if not self._filtered:
+            return
+        if operation == "TRUNCATE":
+            for shape in self._filtered:
+                yield shape, operation
+            return
+        new, old = change.new, change.old
+        if (new is not None and MISSING in new) or (operation != "INSERT" and (old is None or MISSING in old)):
+            # Without the whole row the index may miss; each shape decides with the columns it needs.
+            for shape in self._filtered:
+                effect = shape.effect(change)
+                if effect is not None:
+                    yield shape, effect
+            return
+        old_in = frozenset(self._index.match(old)) if old is not None else frozenset[Shape]()
+        if new is not None:
+            for shape in self._index.match(new):
+                yield shape, "UPDATE" if shape in old_in else "INSERT"
+                old_in -= {shape}
+        for shape in old_in:
+            yield shape, "DELETE"
+
+
+def _known(bound: BoundFilter, row: Row | None) -> bool:
+    return row is not None and all(row[index] is not MISSING for index in bound.columns)
+
+
+def _effect(change: Change, *, new_in: bool, old_in: bool | None) -> Operation | None:
+    """The table of rule 5. `old_in` is None where PostgreSQL did not send enough of the old row to know."""
+    if change.operation == "INSERT":
+        return "INSERT" if new_in else None
+    if change.operation == "DELETE":
+        return None if old_in is False else "DELETE"
+    if new_in:
+        return "INSERT" if old_in is False else "UPDATE"
+    return None if old_in is False else "DELETE"

@@ -1,0 +1,409 @@
+"""The native protocol's session: a state machine without I/O.
+
+The caller feeds it the client's frames with the time, and carries out the commands that it gives back, in order:
+
+    Reply         send this message
+    Subscribe     ask the hub, then send what `subscribed`, `resync` and `error` make
+    Unsubscribe   ask the hub, then send what `unsubscribed` makes
+    Close         send a close frame with this code
+
+States: `new` → (`hello`) → `full`, or → (any other message) → `plain`. There is no way back.
+The one rule of this room: a bad frame costs its sender an error frame, never its connection, until there are too
+many of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+
+from rowcast._version import __version__
+from rowcast.errors import FilterError, ProtocolError
+from rowcast.filters import Expression, parse_postgrest, parse_sql
+from rowcast.hub import Request, Subscription
+from rowcast.model import Position, epoch_of, parse_position
+from rowcast.protocol.forms import plain_label
+
+VERSION: Final = 1
+# Long enough for "table:uuid" with a prefix, short enough that a million of them do not matter.
+MAX_ID_CHARACTERS: Final = 128
+# A client may come back with all its subscriptions at once; what is over this many seconds' worth is a flood.
+_BURST_SECONDS: Final = 10
+_CLOSE_TOO_MANY_MESSAGES: Final = 4003
+
+_encode: Final = msgspec.json.Encoder().encode
+Identifier: TypeAlias = str | int
+
+
+class SubscribeFrame(msgspec.Struct, tag_field="type", tag="subscribe"):
+    channel: str
+    id: str | None = None
+    columns: list[str] | None = None
+    filter: str | None = None
+    where: str | None = None
+    params: list[str | int | float | bool | None] | None = None
+    snapshot: bool = False
+    since: str | None = None
+
+
+class _Entry(msgspec.Struct):
+    """An entry of `hello.subscriptions`: a subscribe frame without its type."""
+
+    channel: str
+    id: str
+    columns: list[str] | None = None
+    filter: str | None = None
+    where: str | None = None
+    params: list[str | int | float | bool | None] | None = None
+    snapshot: bool = False
+    since: str | None = None
+
+
+class HelloFrame(msgspec.Struct, tag_field="type", tag="hello"):
+    version: int
+    token: str | None = None
+    client: str = ""
+    subscriptions: list[_Entry] = []
+
+
+class UnsubscribeFrame(msgspec.Struct, tag_field="type", tag="unsubscribe"):
+    id: str | None = None
+    channel: str | None = None
+
+
+class HeartbeatFrame(msgspec.Struct, tag_field="type", tag="heartbeat"):
+    id: Identifier | None = None
+
+
+class TokenFrame(msgspec.Struct, tag_field="type", tag="token"):
+    token: str
+
+
+_ClientFrame: TypeAlias = SubscribeFrame | HelloFrame | UnsubscribeFrame | HeartbeatFrame | TokenFrame
+_decode: Final = msgspec.json.Decoder(_ClientFrame).decode
+_TYPES: Final = ("subscribe", "unsubscribe", "hello", "heartbeat", "token")
+
+
+@dataclass(slots=True, frozen=True)
+class Reply:
+    """Send this message. `event` names its type for transports that show it."""
+
+    message: bytes
+    event: str
+
+
+@dataclass(slots=True, frozen=True)
+class Wish:
+    """One subscription that the client wants; `snapshot` says whether its present rows come first."""
+
+    request: Request
+    snapshot: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Subscribe:
+    """Begin these subscriptions, together."""
+
+    wishes: tuple[Wish, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class Unsubscribe:
+    subscription: str
+
+
+@dataclass(slots=True, frozen=True)
+class Close:
+    code: int
+    reason: str
+
+
+Command: TypeAlias = Reply | Subscribe | Unsubscribe | Close
+Form: TypeAlias = Literal["plain", "full"]
+
+
+@dataclass(slots=True)
+class ServerState:
+    """What the server tells every client of itself; one object shared by all sessions."""
+
+    heartbeat_seconds: float
+    position: Position
+    state: str = "starting"
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class NativeSession:
+    """One client's side of the protocol.
+
+    Args:
+        identifier: The session's name in `welcome` and in logs.
+        server: The server's state, shared.
+        max_subscriptions: Bound on subscriptions of this connection.
+        max_messages_per_second: Sustained rate that the client may send; ten seconds' worth may come at once.
+        now: Monotonic time in seconds.
+    """
+
+    identifier: str
+    server: ServerState
+    max_subscriptions: int
+    max_messages_per_second: float
+    now: float
+    form: Form | None = None
+    last_heard: float = 0.0
+    subscriptions: set[str] = field(default_factory=set[str])
+    _tokens: float = 0.0
+    _warned: bool = False
+
+    def __post_init__(self) -> None:
+        self.last_heard = self.now
+        self._tokens = self.max_messages_per_second * _BURST_SECONDS
+
+    def open(self, form: Form, subscriptions: Sequence[dict[str, object]]) -> list[Command]:
+        """Begin without a client's frames, for transports that carry the wishes in the request (`/sse`).
+
+        Args:
+            subscriptions: As in `hello`. They are begun together, so that one position resumes them all.
+
+        Raises:
+            ProtocolError: An entry has the wrong shape.
+        """
+        try:
+            entries = msgspec.convert(subscriptions, list[_Entry])
+        except msgspec.ValidationError as error:
+            raise ProtocolError("invalid_frame", str(error)) from None
+        if form == "full":
+            return self._hello(HelloFrame(version=VERSION, subscriptions=entries))
+        self.form = "plain"
+        return self._subscribe(entries)
+
+    def receive_text(self, text: bytes, now: float) -> list[Command]:
+        """Take one text frame and say what to do."""
+        refusal = self._admit(now)
+        if refusal is not None:
+            return refusal
+        try:
+            return self._handle(_parse(text))
+        except ProtocolError as error:
+            return [self.error(error)]
+
+    def receive_binary(self, now: float) -> list[Command]:
+        """Take one binary frame, whatever it holds."""
+        refusal = self._admit(now)
+        if refusal is not None:
+            return refusal
+        return [self.error(ProtocolError("binary_frame", "frames must be text: send the JSON as a text frame"))]
+
+    def _admit(self, now: float) -> list[Command] | None:
+        """A token bucket: None to go on, else what to answer instead."""
+        rate = self.max_messages_per_second
+        self._tokens = min(rate * _BURST_SECONDS, self._tokens + (now - self.last_heard) * rate)
+        self.last_heard = now
+        self._tokens -= 1
+        if self._tokens >= 0:
+            self._warned = False
+            return None
+        if self._tokens < -rate:
+            return [Close(_CLOSE_TOO_MANY_MESSAGES, "too many messages")]
+        if self._warned:
+            return []
+        self._warned = True
+        message = f"more than {rate:g} messages a second: this one was not read; slow down, or be disconnected"
+        return [self.error(ProtocolError("rate_limited", message))]
+
+    def _handle(self, frame: _ClientFrame) -> list[Command]:
+        if isinstance(frame, HelloFrame):
+            return self._hello(frame)
+        if self.form is None:
+            self.form = "plain"
+        if isinstance(frame, SubscribeFrame):
+            if frame.id is None:
+                if self.form == "full":
+                    raise ProtocolError("invalid_frame", "subscribe needs an `id` after hello")
+                frame.id = frame.channel
+            return self._subscribe([frame])
+        if isinstance(frame, UnsubscribeFrame):
+            name = frame.id if frame.id is not None else frame.channel
+            if name is None:
+                raise ProtocolError("invalid_frame", "unsubscribe needs the `id` (or `channel`) of a subscription")
+            return [Unsubscribe(name)]
+        if isinstance(frame, HeartbeatFrame):
+            return [] if frame.id is None else [self.heartbeat(frame.id)]
+        return [_reply("token_accepted")]
+
+    def _hello(self, frame: HelloFrame) -> list[Command]:
+        if self.form is not None:
+            raise ProtocolError("late_hello", "hello must be the first message of a connection")
+        if frame.version != VERSION:
+            raise ProtocolError(
+                "unsupported_version",
+                f"this server speaks version {VERSION} of the protocol, not {frame.version}",
+            )
+        self.form = "full"
+        welcome = _reply(
+            "welcome",
+            version=VERSION,
+            session=self.identifier,
+            server=f"rowcast/{__version__}",
+            epoch=epoch_of(self.server.position),
+            position=self.server.position,
+            heartbeat_seconds=self.server.heartbeat_seconds,
+            state=self.server.state,
+        )
+        commands: list[Command] = [welcome]
+        if self.server.state != "live":
+            commands.append(self.status())
+        return commands + (self._subscribe(frame.subscriptions) if frame.subscriptions else [])
+
+    def _subscribe(self, frames: Sequence[SubscribeFrame | _Entry]) -> list[Command]:
+        wishes: list[Wish] = []
+        commands: list[Command] = []
+        for frame in frames:
+            assert frame.id is not None
+            try:
+                wishes.append(self._wish(frame, frame.id))
+            except ProtocolError as error:
+                commands.append(self.error(error, frame.id))
+        if wishes:
+            commands.append(Subscribe(tuple(wishes)))
+        return commands
+
+    def _wish(self, frame: SubscribeFrame | _Entry, name: str) -> Wish:
+        if not 0 < len(name) <= MAX_ID_CHARACTERS or "\0" in name or "\0" in frame.channel:
+            raise ProtocolError(
+                "invalid_frame", f"`id` must have 1 to {MAX_ID_CHARACTERS} characters, without NUL"
+            )
+        if name in self.subscriptions:
+            raise ProtocolError(
+                "duplicate_subscription",
+                f'this connection has a subscription "{name}" already: unsubscribe first, or give another `id`',
+            )
+        if len(self.subscriptions) >= self.max_subscriptions:
+            raise ProtocolError(
+                "too_many_subscriptions",
+                f"a connection may hold {self.max_subscriptions} subscriptions: unsubscribe from some first",
+            )
+        if frame.snapshot and frame.since is not None:
+            raise ProtocolError("invalid_frame", "`snapshot` and `since` exclude each other: send one of them")
+        request = Request(
+            subscription=name,
+            channel=frame.channel,
+            columns=None if frame.columns is None else tuple(frame.columns),
+            expression=_expression(frame),
+            since=None if frame.since is None else _position(frame.since),
+            label="" if self.form == "full" else plain_label(name, frame.channel),
+        )
+        self.subscriptions.add(name)
+        return Wish(request, frame.snapshot)
+
+    def subscribed(self, subscription: Subscription, position: Position) -> Reply:
+        """The answer to a subscription that the hub took; everything after `position` will be told."""
+        if self.form != "full":
+            fields: dict[str, Any] = {"channel": subscription.request.channel}
+            if subscription.id != subscription.request.channel:
+                fields["id"] = subscription.id
+            return _reply("subscribed", **fields, position=position)
+        shape = subscription.shape
+        return _reply(
+            "subscribed",
+            id=subscription.id,
+            shape=shape.number,
+            channel=subscription.request.channel,
+            schema=shape.table.schema,
+            table=shape.table.name,
+            columns=shape.columns_description(),
+            key=[shape.table.columns[index].name for index in shape.table.key],
+            position=position,
+        )
+
+    def snapshot_end(self, subscription: Subscription) -> Reply:
+        """The end of a plain subscription's rows: from here on it is live."""
+        fields = {} if subscription.id == subscription.request.channel else {"id": subscription.id}
+        channel = subscription.request.channel
+        return _reply("snapshot", channel=channel, **fields, last=True, position=subscription.position)
+
+    def refused(self, name: str, error: ProtocolError) -> Reply:
+        """The answer to a subscription that the hub did not take."""
+        self.subscriptions.discard(name)
+        return self.error(error, name)
+
+    def unsubscribed(self, name: str, channel: str | None) -> Reply:
+        """The subscription has ended. `channel` is None where it had not begun yet."""
+        self.subscriptions.discard(name)
+        named_by_channel = self.form != "full" and channel in (None, name)
+        return _reply("unsubscribed", **{"channel" if named_by_channel else "id": name})
+
+    def resync(self, subscription: Subscription, reason: str, after_ms: int, position: Position) -> Reply:
+        """A stretch of this subscription's stream is lost."""
+        if reason == "table_dropped":
+            self.subscriptions.discard(subscription.id)
+        return _reply(
+            "resync",
+            id=subscription.id,
+            shape=subscription.shape.number,
+            channel=subscription.request.channel,
+            reason=reason,
+            after_ms=after_ms,
+            position=position,
+        )
+
+    def heartbeat(self, echo: Identifier | None = None) -> Reply:
+        """Everything up to the server's position has been delivered."""
+        fields = {} if echo is None else {"id": echo}
+        return _reply("heartbeat", **fields, position=self.server.position)
+
+    def status(self) -> Reply:
+        """Whether the server hears the database."""
+        return _reply("status", state=self.server.state, reason=self.server.reason)
+
+    @staticmethod
+    def goodbye(after_ms: int) -> Reply:
+        return _reply("goodbye", reason="shutdown", after_ms=after_ms)
+
+    @staticmethod
+    def error(error: ProtocolError, name: str | None = None) -> Reply:
+        fields = {} if name is None else {"id": name}
+        return _reply("error", code=error.code, message=str(error), **fields)
+
+
+def _reply(kind: str, **fields: object) -> Reply:
+    return Reply(_encode({"type": kind, **fields}), kind)
+
+
+def _parse(text: bytes) -> _ClientFrame:
+    """Decode a client's frame; tell what is wrong with one that is not ours."""
+    try:
+        return _decode(text)
+    except msgspec.ValidationError as error:
+        reason = str(error)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError("malformed_json", f"the frame is not JSON: {error}") from None
+    value = msgspec.json.decode(text)
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        raise ProtocolError("invalid_frame", 'a frame is a JSON object with a "type", such as {"type":"subscribe"}')
+    if value["type"] not in _TYPES:
+        raise ProtocolError("unknown_type", f'there is no type "{value["type"][:40]}"; known: {", ".join(_TYPES)}')
+    raise ProtocolError("invalid_frame", f"{value['type']}: {reason}")
+
+
+def _expression(frame: SubscribeFrame | _Entry) -> Expression | None:
+    if frame.filter is not None and frame.where is not None:
+        raise ProtocolError("invalid_filter", "`filter` and `where` exclude each other: send one of them")
+    if frame.params is not None and frame.where is None:
+        raise ProtocolError("invalid_filter", "`params` belong to `where`")
+    try:
+        if frame.filter is not None:
+            return parse_postgrest(frame.filter)
+        return None if frame.where is None else parse_sql(frame.where, frame.params or [])
+    except FilterError as error:
+        raise ProtocolError("invalid_filter", str(error)) from error
+
+
+def _position(text: str) -> Position:
+    try:
+        return parse_position(text)
+    except ValueError as error:
+        raise ProtocolError("invalid_position", f"`since`: {error}") from None

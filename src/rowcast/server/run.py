@@ -1,0 +1,142 @@
+"""Running the server on its own: uvicorn, with our WebSocket protocol class and a shutdown that says goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from rowcast.errors import ConfigurationError
+from rowcast.server.app import Rowcast
+from rowcast.server.service import Service
+from rowcast.server.websocket import websocket_protocol
+
+# uvicorn's default of 100 makes 2,000 clients that come back at once wait 7 to 17 s for SYN retries.
+_BACKLOG: Final = 4096
+# Longer than the service's own flush time, so that connections end by themselves.
+_SHUTDOWN_SECONDS: Final = 8
+
+
+@dataclass(slots=True, frozen=True)
+class Addresses:
+    """Where a running server is reached."""
+
+    http: str
+    websocket: str
+    events: str
+
+
+def run(
+    rowcast: Rowcast,
+    *,
+    app: ASGIApp | None = None,
+    mounted_at: str = "",
+    on_ready: Callable[[Addresses], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then say goodbye to every client and return.
+
+    Args:
+        rowcast: The realtime application.
+        app: An application that has `rowcast` mounted in it; `rowcast` itself without one.
+        mounted_at: The path where it is mounted, such as `/realtime`.
+        on_ready: Called once with the addresses, when the capture is live and subscriptions begin.
+
+    Raises:
+        ConfigurationError: The port is taken.
+        RowcastError: The database cannot be captured from; the text says how to mend it.
+    """
+    settings = rowcast.settings
+    listener = _listen(settings.host, settings.port)
+    host, port = settings.host, listener.getsockname()[1]
+    service = rowcast.prepare()
+    config = uvicorn.Config(
+        app or rowcast,
+        ws=websocket_protocol(service, f"{mounted_at}/ws"),
+        backlog=_BACKLOG,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+    )
+    server = _Server(config, service)
+    shown = f"[{host}]" if ":" in host else "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104 - shown only
+    addresses = Addresses(
+        f"http://{shown}:{port}/",
+        f"ws://{shown}:{port}{mounted_at}/ws",
+        f"http://{shown}:{port}{mounted_at}/sse",
+    )
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(server, listener, service, on_ready, addresses))
+    if service.failure is not None:
+        raise service.failure
+
+
+async def _serve(
+    server: _Server,
+    listener: socket.socket,
+    service: Service,
+    on_ready: Callable[[Addresses], None] | None,
+    addresses: Addresses,
+) -> None:
+    watching = asyncio.create_task(_watch(server, service, on_ready, addresses))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _watch(
+    server: _Server,
+    service: Service,
+    on_ready: Callable[[Addresses], None] | None,
+    addresses: Addresses,
+) -> None:
+    """Report that the server is live, or stop it when the capture has ended for good."""
+    live = asyncio.create_task(service.live.wait())
+    failed = asyncio.create_task(service.failed.wait())
+    try:
+        await asyncio.wait([live, failed], return_when=asyncio.FIRST_COMPLETED)
+        if not failed.done() and on_ready is not None:
+            on_ready(addresses)
+        await failed
+        server.should_exit = True
+    finally:
+        live.cancel()
+        failed.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with a goodbye to every client before connections are closed."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.say_goodbye()
+        await super().shutdown(sockets)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or stop what holds it"
+        ) from error
+    listener.setblocking(False)  # noqa: FBT003
+    return listener
+
+
+
