@@ -71,18 +71,20 @@ class MemoryLog:
     """
 
     def __init__(self, start: Position, *, max_bytes: int, max_seconds: float, first_xid: int = 0) -> None:
-        self._first_xid = first_xid
+        self._newest_evicted_xid = first_xid
+        self._positions: list[Position] = []
+        self._entries: list[LogEntry] = []
+        self._times: list[float] = []
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
         self.reset(start)
 
     def reset(self, position: Position) -> None:
+        xids = [entry.xid for entry in self._entries if isinstance(entry, Transaction)]
+        self._newest_evicted_xid = max([self._newest_evicted_xid, *xids])
         self._floor = self._head = position
-        self._positions: list[Position] = []
-        self._entries: list[LogEntry] = []
-        self._times: list[float] = []
+        self._positions, self._entries, self._times = [], [], []
         self._first = 0
-        self._newest_evicted_xid = self._first_xid
         self.size_bytes = 0
 
     @property

@@ -103,6 +103,18 @@ class SnapshotReader:
                         return
                 await asyncio.sleep(_RETRY_SECONDS)
 
+    async def newest_xid(self) -> int:
+        """The highest transaction id that the database has given out.
+
+        Raises:
+            psycopg.Error: The database does not answer.
+        """
+        async with self._connection() as connection:
+            cursor = await connection.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text")
+            row = await cursor.fetchone()
+            assert row is not None
+            return int(row[0]) - 1
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         connection = self._idle.pop() if self._idle else await self._connect()

@@ -139,11 +139,14 @@ class Service:
     async def _capture(self) -> None:
         settings, capture = self.settings, self.capture
         start = await capture.start()
+        reader = SnapshotReader(settings.database_url or settings.database_url_direct)
         log = MemoryLog(
-            start, max_bytes=settings.replay_window_bytes, max_seconds=settings.replay_window_seconds
+            start,
+            max_bytes=settings.replay_window_bytes,
+            max_seconds=settings.replay_window_seconds,
+            first_xid=await reader.newest_xid(),
         )
         hub = self._hub = Hub(log, capture.tables, offered=settings.tables or None, scopes=settings.scopes)
-        reader = SnapshotReader(settings.database_url or settings.database_url_direct)
         snapshots = self._snapshots = Snapshots(
             reader, hub, lambda: asyncio.ensure_future(capture.mark()), self.now
         )
