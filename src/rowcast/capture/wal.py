@@ -1,0 +1,452 @@
+"""Capture by logical replication: the WAL itself is the outbox.
+
+The one rule of this room: the slot is acknowledged only where somebody else has asked for it, and the stream goes on
+after every fault exactly behind what was delivered. What cannot be continued is said, as a `Gap`.
+
+Two connections: the replication stream, and an ordinary one beside it that reads the catalogs, emits heartbeats and
+watches the slot. They live and die together: when PostgreSQL shuts down it ends ordinary connections first and then
+waits for walsenders to be acknowledged to the end, which a capture that keeps a replay window never does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import psycopg
+from psycopg import errors as pg_errors
+
+from rowcast.capture import CaptureStatus
+from rowcast.capture.assembly import HEARTBEAT, MESSAGE_PREFIX, PUBLICATION, TABLES, Assembler
+from rowcast.capture.catalog import load_relation, load_tables
+from rowcast.capture.replication import DATA, KEEPALIVE, PAYLOAD_START, ReplicationStream, connect
+from rowcast.capture.slot import (
+    Membership,
+    TemporaryCaptureError,
+    check_server,
+    ensure_slot,
+    read_membership,
+    read_slot,
+)
+from rowcast.errors import CaptureError
+from rowcast.model import (
+    Event,
+    Gap,
+    Position,
+    Table,
+    TablesChanged,
+    Transaction,
+    epoch_of,
+    make_position,
+    number_of,
+)
+
+_logger: Final = logging.getLogger(__name__)
+
+# A transaction is held whole until its commit: this bounds what one of them may cost. It is about 150,000 rows.
+MAX_TRANSACTION_BYTES: Final = 64 * 1024**2
+# Below what fills a small disk, above what a busy database writes in the longest replay window.
+MAX_SLOT_WAL_BYTES: Final = 4 * 1024**3
+_RETRY_SECONDS: Final = 1.0  # soon enough for people, seldom enough for a server in trouble
+
+# What a new connection can mend.
+_CONNECTION_ERRORS: Final = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
+
+
+class _SlotInUse(Exception):  # noqa: N818 - not an error: the capture stands by
+    pass
+
+
+@dataclass(slots=True)
+class _Link:
+    """What lives as long as one pair of connections."""
+
+    control: psycopg.AsyncConnection[Any]
+    stream: ReplicationStream
+    assembler: Assembler
+    tables: Mapping[int, Table]
+    membership: Membership
+    announced: str  # the membership that the last `tables` message was emitted for
+    attendant: asyncio.Task[None] | None = field(default=None)
+
+    async def close(self) -> None:
+        if self.attendant is not None:
+            self.attendant.cancel()
+            await asyncio.gather(self.attendant, return_exceptions=True)
+        await self.stream.close()
+        await self.control.close()
+
+
+class WalCapture:
+    """Transactions from a logical replication slot, as the contract `Capture` says.
+
+    Args:
+        dsn: A direct connection to the primary, of a role with REPLICATION and the rights that `install` grants.
+        slot: Made where it is missing. One server at a time streams from it; others stand by until it is free.
+        publication: What `install` has made.
+        heartbeat_seconds: How often an idle database is made to move its positions.
+        max_transaction_bytes: A transaction above it is answered by a Gap; its rows are not held in memory.
+        max_slot_wal_bytes: When the slot retains more, everything delivered is acknowledged at once.
+
+    Attributes:
+        status: See `CaptureStatus`; the same object all the time.
+    """
+
+    name = "wal"
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        slot: str = "rowcast",
+        publication: str = "rowcast",
+        heartbeat_seconds: float = 10.0,
+        max_transaction_bytes: int = MAX_TRANSACTION_BYTES,
+        max_slot_wal_bytes: int = MAX_SLOT_WAL_BYTES,
+    ) -> None:
+        self.status = CaptureStatus()
+        self._dsn = dsn
+        self._slot = slot
+        self._publication = publication
+        self._heartbeat_seconds = heartbeat_seconds
+        self._max_transaction_bytes = max_transaction_bytes
+        self._max_slot_wal_bytes = max_slot_wal_bytes
+        self._link: _Link | None = None
+        self._position: Position | None = None  # the last delivered
+        self._acknowledged = 0
+        self._tables: Mapping[int, Table] = {}
+        self._closed = False
+        self._has_told = False  # a transaction since the last look
+        self._gives_way = False
+        self._mark_lock = asyncio.Lock()
+        self._next_mark: asyncio.Task[Position] | None = None
+
+    @property
+    def tables(self) -> Mapping[int, Table]:
+        return self._tables
+
+    @property
+    def epoch(self) -> str:
+        """The first part of every position of the slot's present incarnation."""
+        return epoch_of(self._delivered)
+
+    async def start(self) -> Position:
+        """Check, connect, and say after which position the stream will tell everything.
+
+        Waits, with `status` saying for what, while PostgreSQL cannot be reached and while another process holds
+        the slot.
+
+        Raises:
+            CaptureError: PostgreSQL cannot be captured from; the text says how to mend it.
+        """
+        self._link = await self._keep_connecting(_CONNECTION_ERRORS)
+        self._tables = self._link.tables
+        return self._delivered
+
+    async def events(self) -> AsyncIterator[Sequence[Event]]:
+        """The stream, in batches of what arrived together."""
+        try:
+            while not self._closed:
+                try:
+                    link = self._link
+                    if link is None:
+                        link = self._link = await self._keep_connecting(
+                            (*_CONNECTION_ERRORS, TemporaryCaptureError)
+                        )
+                    batch = await self._next_batch(link)
+                except _CONNECTION_ERRORS as error:
+                    await self._lose_link(error)
+                    continue
+                if batch:
+                    self._deliver(link, batch)
+                    yield batch
+        finally:
+            await self.close()
+
+    def acknowledge(self, position: Position) -> None:
+        if self._position is not None and epoch_of(position) == epoch_of(self._position):
+            number = min(number_of(position), number_of(self._position))
+            self._acknowledged = max(self._acknowledged, number)
+            if self._link is not None:
+                self._link.stream.acknowledged = self._acknowledged
+
+    async def mark(self) -> Position:
+        """See `Capture.mark`. Calls at the same time share one message to the database.
+
+        Raises:
+            CaptureError: The connection to PostgreSQL is down.
+        """
+        if self._next_mark is None:
+            self._next_mark = asyncio.create_task(self._emit_mark())
+        return await asyncio.shield(self._next_mark)
+
+    async def end_position(self) -> Position:
+        """Where the database's log ends now. An idle stream need not come as far by itself: see `mark`.
+
+        Raises:
+            CaptureError: The connection to PostgreSQL is down.
+        """
+        [[number]] = await self._ask("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint")
+        self.status.lag_bytes = max(0, number - number_of(self._delivered))
+        return make_position(self.epoch, number)
+
+    async def close(self) -> None:
+        """End the stream and its connections. What was acknowledged before is reported to PostgreSQL."""
+        self._closed = True
+        self.status.state, self.status.reason = "stopped", ""
+        link, self._link = self._link, None
+        if link is not None:
+            link.stream.fail(psycopg.OperationalError("the capture was closed"))
+            await link.close()
+
+    @property
+    def _delivered(self) -> Position:
+        if self._position is None:
+            raise CaptureError("the capture has not been started: await start() first")
+        return self._position
+
+    async def _keep_connecting(self, waited_for: tuple[type[Exception], ...]) -> _Link:
+        """Try once a second until it works; errors other than `waited_for` are raised."""
+        while True:
+            try:
+                return await self._connect()
+            except _SlotInUse as error:
+                self._set_state("standby", f"another server streams from slot {self._slot}: {error}")
+            except waited_for as error:
+                state = "degraded" if self._position else "starting"
+                self._set_state(state, f"PostgreSQL cannot be reached, trying again: {_one_line(error)}")
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _lose_link(self, error: Exception) -> None:
+        if self._closed:
+            return
+        self.status.reconnects += 1
+        self._set_state("degraded", f"the connection to PostgreSQL is down, reconnecting: {_one_line(error)}")
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+        await asyncio.sleep(_RETRY_SECONDS)
+
+    def _set_state(self, state: str, reason: str) -> None:
+        if (state, reason) != (self.status.state, self.status.reason):
+            log = _logger.warning if state == "degraded" else _logger.info
+            log(
+                "capture %s: %s", state, reason or f"streaming from slot {self._slot} behind {self._position}"
+            )
+        self.status.state, self.status.reason = state, reason
+
+    async def _connect(self) -> _Link:
+        control: psycopg.AsyncConnection[Any] | None = None
+        stream: ReplicationStream | None = None
+        try:
+            control = await connect(self._dsn)
+            await control.execute("SET synchronous_commit = local")  # a heartbeat waits for no standby
+            timeout_seconds = await check_server(control, self._publication)
+            await ensure_slot(control, self._slot, number_of(self._position) if self._position else 0)
+            stream = await ReplicationStream.connect(self._dsn)
+            return await self._start_stream(control, stream, timeout_seconds)
+        except BaseException as error:
+            if stream is not None:
+                await stream.close()
+            if control is not None:
+                await control.close()
+            if isinstance(error, pg_errors.ObjectInUse):
+                raise _SlotInUse(_one_line(error)) from error
+            if isinstance(error, pg_errors.InsufficientPrivilege):
+                raise CaptureError(
+                    f"the role lacks a right: {_one_line(error)}. Run: rowcast setup --role … (for the schema rowcast), "
+                    "and ALTER ROLE … REPLICATION (for the slot)"
+                ) from error
+            raise
+
+    async def _start_stream(
+        self, control: psycopg.AsyncConnection[Any], stream: ReplicationStream, timeout_seconds: float
+    ) -> _Link:
+        identity = await stream.identify()
+        slot = await read_slot(control, self._slot)
+        epoch = slot.epoch(*identity) if slot else ""
+        continues = self._position is not None and epoch_of(self._position) == epoch
+        number = number_of(self._delivered) if continues else 0
+        await stream.start(self._slot, self._publication, number, wal_sender_timeout_seconds=timeout_seconds)
+        # From here on nobody else can move the slot or make it anew.
+        slot = await read_slot(control, self._slot)
+        if slot is None or slot.epoch(*identity) != epoch:
+            raise psycopg.OperationalError(f"slot {self._slot} was made anew while connecting")
+        [[xid]] = await (
+            await control.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+        ).fetchall()
+        membership = await read_membership(control, self._publication)
+        tables = await load_tables(control, self._publication)
+
+        position = make_position(epoch, max(number, slot.confirmed))
+        assembler = Assembler(epoch, number_of(position), xid, self._max_transaction_bytes)
+        if self._position is None:
+            self._position = position
+        elif position != self._position:
+            _logger.error(
+                "slot %s cannot continue behind %s: gap up to %s", self._slot, self._position, position
+            )
+            assembler.events.append(Gap(position, "slot_lost"))
+        if self._tables and tables != self._tables:
+            assembler.events.append(TablesChanged(position, tables))
+        self._acknowledged = max(self._acknowledged, slot.confirmed) if continues else slot.confirmed
+        stream.acknowledged = self._acknowledged
+        stream.delivered = number_of(position)
+        link = _Link(control, stream, assembler, tables, membership, membership.signature)
+        link.attendant = asyncio.create_task(self._attend(link))
+        self._set_state("live", "")
+        return link
+
+    async def _next_batch(self, link: _Link) -> list[Event]:
+        assembler = link.assembler
+        feed = assembler.feed
+        for message in await link.stream.read() if not assembler.events else ():
+            if message[0] == DATA:
+                while (wanted := feed(message, PAYLOAD_START)) is not None:
+                    if wanted == PUBLICATION:
+                        await self._reload(link)
+                        break
+                    await self._bind(link, wanted)
+            else:
+                _, end, _, reply_at_once = KEEPALIVE.unpack(message)
+                assembler.pass_keepalive(end)
+                if reply_at_once:
+                    link.stream.send_status()
+                    link.stream.asked.set()
+        batch, assembler.events = assembler.events, []
+        return batch
+
+    def _deliver(self, link: _Link, batch: Sequence[Event]) -> None:
+        self._position = batch[-1].position
+        link.stream.delivered = number_of(self._position)
+        for event in reversed(batch):
+            if isinstance(event, Transaction):
+                self._has_told = True
+                self.status.lag_seconds = max(0.0, time.time() - event.timestamp_us / 1e6)
+                break
+        for event in batch:
+            if isinstance(event, TablesChanged):
+                self._tables = event.tables
+
+    async def _bind(self, link: _Link, oid: int) -> None:
+        """Find the Table that the stream's latest Relation of this OID describes."""
+        relation = link.assembler.relation(oid)
+        if oid not in link.tables:
+            await self._reload(link)
+            if oid not in link.tables:  # it has left the publication since
+                link.assembler.bind(oid, None)
+                return
+        table = await load_relation(
+            link.control,
+            oid,
+            [(column.name, column.type_oid, column.type_modifier) for column in relation.columns],
+            schema=relation.schema,
+            name=relation.name,
+            replica_identity=relation.replica_identity,
+        )
+        if table != link.tables[oid]:
+            self._change_tables(link, {**link.tables, oid: table})
+        link.assembler.bind(oid, link.tables[oid])
+
+    async def _reload(self, link: _Link) -> None:
+        """Read the publication's tables as they are now.
+
+        The catalogs may be ahead of the stream; where they are, the next Relation message corrects them.
+        """
+        before = link.membership.entries
+        link.membership = await read_membership(link.control, self._publication)
+        tables = await load_tables(link.control, self._publication)
+        for oid, table in tables.items():
+            if link.assembler.bound(oid) != table:
+                link.assembler.unbind(oid)
+        if tables != link.tables:
+            self._change_tables(link, tables)
+        # A table that left the publication and came back has a hole in its stream.
+        xid = link.assembler.xid % 2**32
+        returned = frozenset(
+            oid
+            for oid, (entry, made_by) in link.membership.entries.items()
+            if oid in before and (entry != before[oid][0] or made_by == xid)
+        )
+        if returned:
+            link.assembler.events.append(Gap(link.assembler.position, "capture_gap", returned))
+
+    def _change_tables(self, link: _Link, tables: Mapping[int, Table]) -> None:
+        link.tables = tables
+        link.assembler.events.append(TablesChanged(link.assembler.position, tables))
+
+    async def _attend(self, link: _Link) -> None:
+        """Look after the slot and the heartbeat, every few seconds and when PostgreSQL wants an answer."""
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._heartbeat_seconds):
+                        await link.stream.asked.wait()
+                link.stream.asked.clear()
+                await self._look_after(link)
+        except psycopg.Error as error:
+            link.stream.fail(error)
+
+    async def _look_after(self, link: _Link) -> None:
+        cursor = await link.control.execute(
+            "SELECT (pg_current_wal_lsn() - '0/0')::bigint, (pg_current_wal_lsn() - restart_lsn)::bigint"
+            " FROM pg_replication_slots WHERE slot_name = %s",
+            [self._slot],
+        )
+        [[end, retained]] = await cursor.fetchall()
+        self.status.lag_bytes = max(0, end - number_of(self._delivered))
+        if retained <= self._max_slot_wal_bytes:
+            self._gives_way = False
+        else:
+            if not self._gives_way:
+                _logger.warning(
+                    "slot %s retains %d bytes of WAL, over the bound of %d: everything delivered is acknowledged, so "
+                    "a restart replays less. A long transaction in the database can also be the cause",
+                    *(self._slot, retained, self._max_slot_wal_bytes),
+                )
+            self._gives_way = True
+            self.acknowledge(self._delivered)
+            link.stream.send_status()
+        membership = await read_membership(link.control, self._publication)
+        if membership.signature not in {link.membership.signature, link.announced}:
+            # Through the stream, so that it takes effect behind the changes that were made before.
+            link.announced = membership.signature
+            await self._emit(link, TABLES)
+        elif not self._has_told:
+            await self._emit(link, HEARTBEAT)
+        self._has_told = False
+
+    async def _emit(self, link: _Link, content: bytes) -> None:
+        await link.control.execute(
+            "SELECT pg_logical_emit_message(true, %s, %s::text)", [MESSAGE_PREFIX, content.decode()]
+        )
+
+    async def _emit_mark(self) -> Position:
+        async with self._mark_lock:
+            self._next_mark = None  # who comes now may know of a later commit: the next one is theirs
+            epoch = self.epoch
+            [[number, _]] = await self._ask(
+                "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint,"
+                f" pg_logical_emit_message(true, '{MESSAGE_PREFIX}', '{HEARTBEAT.decode()}'::text)"
+            )
+            return make_position(epoch, number)
+
+    async def _ask(self, statement: str) -> list[tuple[Any, ...]]:
+        link = self._link
+        if link is None:
+            raise CaptureError(f"the connection to PostgreSQL is down: {self.status.reason or 'not started'}")
+        try:
+            cursor = await link.control.execute(statement.encode())
+            return await cursor.fetchall()
+        except _CONNECTION_ERRORS as error:
+            link.stream.fail(error)
+            raise CaptureError(f"the connection to PostgreSQL was lost: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
