@@ -215,6 +215,7 @@ class TypeDescription:
         delimiter: Of an array, the character between its elements.
         base_oid: Of a domain, the type below it.
         attributes: Of a composite, name and type OID of each attribute, in order, without dropped ones.
+        labels: Of an enum, its labels in their sort order.
     """
 
     oid: int
@@ -224,6 +225,7 @@ class TypeDescription:
     delimiter: str = ","
     base_oid: int = 0
     attributes: tuple[tuple[str, int], ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 class TypeCatalog:
