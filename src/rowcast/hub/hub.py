@@ -436,7 +436,7 @@ class Hub:
             column = self._scopes.get(name)
             table = self.channels.get(name)
             if not colon or column is None or table is None:
-                known = ", ".join(sorted(self.channels)) or "none yet"
+                known = ", ".join(sorted({each.channel for each in self.channels.values()})) or "none yet"
                 raise ProtocolError("unknown_channel", f'there is no channel "{channel}"; known: {known}')
             scope = equality(column, value)
             expression = scope if expression is None else conjunction(scope, expression)

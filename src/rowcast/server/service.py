@@ -163,8 +163,7 @@ class Service:
                 self.state.position = hub.head
                 snapshots.heard()
                 capture.acknowledge(log.trim(self.now()))
-                if not self.ready:
-                    self._become_ready()
+                self._become_ready()
                 # Readers and writers of connections have their turn between two batches.
                 await asyncio.sleep(0)
         finally:
@@ -174,10 +173,11 @@ class Service:
 
     async def _aim(self) -> None:
         self._target = await self.capture.mark()
+        self._become_ready()  # the stream may have passed it while the answer was on its way
 
     def _become_ready(self) -> None:
         """Once everything up to the start has been heard, subscriptions begin."""
-        if self._target is None or self.hub.head < self._target:
+        if self.ready or self._target is None or self.hub.head < self._target:
             return
         self.ready = True
         self.live.set()

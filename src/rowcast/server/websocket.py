@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from websockets.exceptions import InvalidHandshake
-from websockets.frames import OP_BINARY, OP_CLOSE, OP_CONT, OP_PING, OP_PONG, OP_TEXT, Frame
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
@@ -116,19 +116,19 @@ class WebSocketProtocol(asyncio.Protocol):
     def _frame(self, event: object, client: ClientConnection) -> None:
         assert isinstance(event, Frame)
         opcode = event.opcode
-        if opcode is OP_PING or opcode is OP_PONG:
+        if opcode is Opcode.PING or opcode is Opcode.PONG:
             client.heard()
-        elif opcode is OP_CLOSE:
+        elif opcode is Opcode.CLOSE:
             return
-        elif opcode is OP_TEXT and event.fin:
+        elif opcode is Opcode.TEXT and event.fin:
             client.receive_text(bytes(event.data))
-        elif opcode is OP_BINARY and event.fin:
+        elif opcode is Opcode.BINARY and event.fin:
             client.receive_binary()
-        elif opcode is OP_CONT:
+        elif opcode is Opcode.CONT:
             self._continue(event, client)
         else:
             # A binary message's fragments are only counted: it is refused as a whole.
-            self._fragments = [b"\0" if opcode is OP_BINARY else b"", bytes(event.data)]
+            self._fragments = [b"\0" if opcode is Opcode.BINARY else b"", bytes(event.data)]
 
     def _continue(self, event: Frame, client: ClientConnection) -> None:
         fragments = self._fragments
