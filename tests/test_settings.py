@@ -62,6 +62,10 @@ def test_common_names_of_the_environment_are_read_and_the_own_ones_win() -> None
     assert settings.origins["tables"] == "environment PG_CHANNELS"
 
 
+def test_a_comma_inside_double_quotes_belongs_to_the_name() -> None:
+    assert load({"tables": 'a, "B,c"."d" ,e'}, environment={}).tables == ("a", '"B,c"."d"', "e")
+
+
 def test_an_empty_variable_counts_as_not_set() -> None:
     assert load(environment={"ROWCAST_PORT": "", "PG_CHANNELS": ""}) == Settings()
 
@@ -162,6 +166,7 @@ def test_wrong_seconds_say_what_to_write(written: Any) -> None:
         ({"capture": "polling"}, "write one of auto, wal, outbox, notify"),
         ({"metrics": "perhaps"}, "write true or false"),
         ({"scopes": "projects"}, "table=column pairs"),
+        ({"tables": 'projects,"jobs'}, "close the double quote"),
         ({"port": "70000"}, "from 0 to 65535"),
         ({"port": "tcp://10.0.0.7:8000"}, "enableServiceLinks: false"),
         ({"max_connections": "0"}, "at least 1"),

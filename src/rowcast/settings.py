@@ -114,6 +114,8 @@ def _read_switch(value: object) -> bool:
 def _read_names(value: object) -> tuple[str, ...]:
     """Names from a list, or from text with commas; a comma inside double quotes belongs to its name."""
     if isinstance(value, str):
+        if value.count('"') % 2:
+            raise ValueError('close the double quote, as in "Name, with comma",projects')
         items: list[object] = list(re.findall(r'(?:"[^"]*"|[^,"])+', value))
     elif isinstance(value, (list, tuple)):
         items = list(cast("list[object]", value))
