@@ -64,7 +64,6 @@ class Session:
     Attributes:
         must_disconnect: Why the caller must end the link now, or None.
         needs_token: The caller must get a new token and hand it to `token_received`.
-        paused: Set by the caller while it does not read from the link, so that silence proves nothing.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Session:
     ) -> None:
         self.must_disconnect: str | None = None
         self.needs_token = False
-        self.paused = False
+        self._paused = False
         self._client = client
         self._renewable = renewable
         self._backoff = Backoff(random, limit=attempts)
@@ -163,6 +162,12 @@ class Session:
             self._end("closed", reason)
             self._tell(now, "closed", reason)
 
+    def refetch(self, subscription: str, now: float) -> None:
+        """Take a new snapshot for a subscription; until it has come, nothing else is told to it."""
+        self._subscriptions.refetch(subscription)
+        if self._link in {"welcoming", "up"}:
+            self._subscriptions.ask(subscription, now)
+
     # What the caller asks.
 
     @property
@@ -182,7 +187,7 @@ class Session:
         """When `tick()` must be called at the latest, or a link opened; None: not before something happens."""
         if self._link == "up":
             silent_at = (
-                _FOREVER if self.paused else self._heard_at + SILENT_INTERVALS * self._heartbeat_seconds
+                _FOREVER if self._paused else self._heard_at + SILENT_INTERVALS * self._heartbeat_seconds
             )
             return min(self._heartbeat_at, silent_at, self._probe_until, self._subscriptions.deadline())
         if self._link == "welcoming":
@@ -222,8 +227,14 @@ class Session:
         self.needs_token = False
         self._tell(now, self._waiting_status(), self._state.reason)
 
-    def link_opened(self, now: float, transport: TransportName, token: str | None) -> None:
-        """A link is open, the first or in place of another: everything is asked for in one `hello`."""
+    def link_opened(self, now: float, transport: TransportName, token: str | None) -> bool:
+        """A link is open, the first or in place of another: everything is asked for in one `hello`.
+
+        Returns:
+            False if no link is wanted any more; end it then.
+        """
+        if self._link in {"none", "closed"}:
+            return False
         self._end("welcoming", None)
         self._opened_at = now
         self._state = msgspec.structs.replace(self._state, transport=transport)
@@ -236,6 +247,7 @@ class Session:
             fitting += 1
         hello["subscriptions"] = entries[:fitting]
         self._output.frames = [hello, *({"type": "subscribe", **entry} for entry in entries[fitting:])]
+        return True
 
     def link_lost(self, now: float, code: int | None, reason: str) -> None:
         """The link ended, or could not be opened. `code` is the close code where there was one."""
@@ -267,6 +279,15 @@ class Session:
             self._retry_at = now + delay
             self._tell(now, "reconnecting", reason)
 
+    def pause(self) -> None:
+        """The caller does not read from the link for now: silence proves nothing."""
+        self._paused = True
+
+    def resume(self, now: float) -> None:
+        """The caller reads again."""
+        self._paused = False
+        self._heard_at = now
+
     def token_received(self, token: str) -> None:
         """A new token, because `needs_token` was set."""
         self.needs_token = False
@@ -295,7 +316,7 @@ class Session:
             self.must_disconnect = f"no welcome within {WELCOME_SECONDS:.0f} s"
         if self._link != "up":
             return
-        if self.paused:
+        if self._paused:
             self._heard_at = now
             self._probe_until = _FOREVER
         if now >= self._heard_at + SILENT_INTERVALS * self._heartbeat_seconds:
@@ -312,11 +333,12 @@ class Session:
 
     # Frames that concern the link. What concerns subscriptions goes on to `subscriptions`.
 
-    def _on_welcome(self, frame: JSONObject, lane: str | None, now: float) -> None:  # noqa: ARG002
+    def _on_welcome(self, frame: JSONObject, lane: str | None, now: float) -> None:
         self._link = "up"
         self._welcomed_at = now
         self._heartbeat_seconds = float(frame["heartbeat_seconds"])
-        self._subscriptions.on_welcome(frame)
+        if "position" in frame:  # a transport that polls knows none before it has polled
+            self._subscriptions.on_welcome(frame, lane)
         self._ping(now)
         self._tell_server_state(now, frame.get("state", "live"), "")
 

@@ -34,6 +34,7 @@ from rowcast.client.events import (
 )
 
 EPOCH_DIGITS: Final = 16
+_NO_EPOCH: Final = "0" * EPOCH_DIGITS  # of a server that has not reached its database yet
 
 # What no second asking mends. An unknown channel is not among them once it was known: the table may come back.
 _REFUSALS: Final = frozenset({"unknown_column", "invalid_filter", "invalid_frame", "too_many_subscriptions"})
@@ -55,7 +56,7 @@ class Output:
 class _Lane:
     told: str | None = None
     floor: str | None = None
-    shapes: dict[int, list[_Subscription]] = field(default_factory=lambda: {})
+    shapes: dict[int, list[_Subscription]] = field(default_factory=dict[int, "list[_Subscription]"])
 
 
 @dataclass(slots=True, eq=False)
@@ -126,6 +127,10 @@ class Subscriptions:
         self._leave(removed)
         self._waiting.discard(removed)
 
+    def refetch(self, subscription: str) -> None:
+        """Its rows are to be read anew when it is asked for next."""
+        self._all[subscription].loaded = False
+
     def ask(self, subscription: str, now: float) -> None:
         """Ask for one, on an open link."""
         self._output.frames.append({"type": "subscribe", **self._entry(self._all[subscription], now)})
@@ -149,7 +154,7 @@ class Subscriptions:
 
     def link_ended(self) -> None:
         """Keep what was told; forget what belonged to the link."""
-        self.server_position = None
+        self.epoch = self.server_position = None
         for each in self._all.values():
             each.start = each.position
             each.wire = each.lane = each.shape = each.next_chunk = None
@@ -161,10 +166,10 @@ class Subscriptions:
         self._strangers.clear()
         self.broken = None
 
-    def on_welcome(self, frame: JSONObject) -> None:
+    def on_welcome(self, frame: JSONObject, lane_name: str | None) -> None:
         """The replay that `hello` asked for goes at least as far as `welcome` says, so no base up to there is a gap."""
-        self.epoch = frame["epoch"]
-        self._hear(self._lane(None), frame["position"])
+        self.epoch = None if frame["epoch"] == _NO_EPOCH else frame["epoch"]
+        self._hear(self._lane(lane_name), frame["position"])
 
     def find_stalled(self, now: float, patience_seconds: float) -> None:
         """Ask again where the answer or the snapshot does not come on; drop the link where the stream stands still.
@@ -199,7 +204,7 @@ class Subscriptions:
             subscription.next_chunk = None
             if subscription.start is None or not subscription.loaded:
                 subscription.start = position
-            elif not self._same_epoch(subscription.start):
+            elif subscription.start[:EPOCH_DIGITS] != position[:EPOCH_DIGITS]:
                 self._strangers.add(subscription)
             else:
                 self._rewind(lane, subscription, subscription.start)
@@ -242,6 +247,7 @@ class Subscriptions:
             if position is not None:
                 self._finish_loading(subscription, position)
         if position is not None:
+            self._enter_epoch(position)
             self._hear(lane, position)
 
     def on_transaction(self, frame: JSONObject, lane_name: str | None) -> None:
@@ -293,7 +299,7 @@ class Subscriptions:
     def on_position(self, position: str, lane_name: str | None) -> None:
         """A heartbeat: everything up to here has been delivered."""
         lane = self._lane(lane_name)
-        if not self._continues(position):
+        if position.startswith(_NO_EPOCH) or not self._continues(position):
             return
         if self._strangers:
             self._claim_resyncs(lane, position)
@@ -305,11 +311,7 @@ class Subscriptions:
     def on_resync(self, frame: JSONObject, lane_name: str | None, now: float) -> None:
         lane = self._lane(lane_name)
         position: str = frame["position"]
-        if not self._same_epoch(position):
-            self.epoch = position[:EPOCH_DIGITS]
-            self.server_position = None
-            for each in self._lanes.values():
-                each.floor = each.told = None
+        self._enter_epoch(position)
         self._hear(lane, position)
         after_ms = frame.get("after_ms")
         after_seconds = self._random() if after_ms is None else after_ms / 1000
@@ -466,12 +468,20 @@ class Subscriptions:
                 )
 
     def _same_epoch(self, position: str) -> bool:
+        if self.epoch is None and not position.startswith(_NO_EPOCH):
+            self.epoch = position[:EPOCH_DIGITS]
         return position[:EPOCH_DIGITS] == self.epoch
+
+    def _enter_epoch(self, position: str) -> None:
+        """A resync or a snapshot may take the stream over to another epoch."""
+        if not self._same_epoch(position):
+            self.epoch = position[:EPOCH_DIGITS]
+            self.server_position = None
+            for each in self._lanes.values():
+                each.floor = each.told = None
 
     def _continues(self, position: str) -> bool:
         """Whether it lies in the epoch that the link is in; a change of epoch without a resync breaks the link."""
-        if self.epoch is None:
-            self.epoch = position[:EPOCH_DIGITS]
         if not self._same_epoch(position):
             self.broken = "the stream went over to another epoch without a resync"
             return False
