@@ -376,12 +376,13 @@ def _reply(kind: str, **fields: object) -> Reply:
 def _parse(text: bytes) -> _ClientFrame:
     """Decode a client's frame; tell what is wrong with one that is not ours."""
     try:
-        return _decode(text)
-    except msgspec.ValidationError as error:
-        reason = str(error)
+        try:
+            return _decode(text)
+        except msgspec.ValidationError as error:
+            reason = str(error)
+            value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("malformed_json", f"the frame is not JSON: {error}") from None
-    value = msgspec.json.decode(text)
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         raise ProtocolError("invalid_frame", 'a frame is a JSON object with a "type", such as {"type":"subscribe"}')
     if value["type"] not in _TYPES:

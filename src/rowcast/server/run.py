@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,13 +39,28 @@ def run(
     mounted_at: str = "",
     on_ready: Callable[[Addresses], None] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then say goodbye to every client and return.
+    """Serve until SIGINT or SIGTERM, then say goodbye to every client and return. See `serve`."""
+    loop_factory = uvicorn.Config(rowcast).get_loop_factory()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(serve(rowcast, app=app, mounted_at=mounted_at, on_ready=on_ready))
+
+
+async def serve(
+    rowcast: Rowcast,
+    *,
+    app: ASGIApp | None = None,
+    mounted_at: str = "",
+    on_ready: Callable[[Addresses], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until told to stop, then say goodbye to every client and return.
 
     Args:
         rowcast: The realtime application.
         app: An application that has `rowcast` mounted in it; `rowcast` itself without one.
         mounted_at: The path where it is mounted, such as `/realtime`.
         on_ready: Called once with the addresses, when the capture is live and subscriptions begin.
+        stop: Set it to end the server. Without it, SIGINT and SIGTERM do.
 
     Raises:
         ConfigurationError: The port is taken.
@@ -52,7 +68,6 @@ def run(
     """
     settings = rowcast.settings
     listener = _listen(settings.host, settings.port)
-    host, port = settings.host, listener.getsockname()[1]
     service = rowcast.prepare()
     config = uvicorn.Config(
         app or rowcast,
@@ -64,60 +79,58 @@ def run(
         server_header=False,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
-    server = _Server(config, service)
-    shown = f"[{host}]" if ":" in host else "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104 - shown only
-    addresses = Addresses(
-        f"http://{shown}:{port}/",
-        f"ws://{shown}:{port}{mounted_at}/ws",
-        f"http://{shown}:{port}{mounted_at}/sse",
-    )
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve(server, listener, service, on_ready, addresses))
+    server = _Server(config, service, signals=stop is None)
+    watching = [
+        asyncio.create_task(_announce(service, on_ready, _addresses(listener, settings.host, mounted_at))),
+        asyncio.create_task(_end(server, service.failed)),
+    ]
+    if stop is not None:
+        watching.append(asyncio.create_task(_end(server, stop)))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
     if service.failure is not None:
         raise service.failure
 
 
-async def _serve(
-    server: _Server,
-    listener: socket.socket,
-    service: Service,
-    on_ready: Callable[[Addresses], None] | None,
-    addresses: Addresses,
+async def _announce(
+    service: Service, on_ready: Callable[[Addresses], None] | None, addresses: Addresses
 ) -> None:
-    watching = asyncio.create_task(_watch(server, service, on_ready, addresses))
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+    await service.live.wait()
+    if on_ready is not None:
+        on_ready(addresses)
 
 
-async def _watch(
-    server: _Server,
-    service: Service,
-    on_ready: Callable[[Addresses], None] | None,
-    addresses: Addresses,
-) -> None:
-    """Report that the server is live, or stop it when the capture has ended for good."""
-    live = asyncio.create_task(service.live.wait())
-    failed = asyncio.create_task(service.failed.wait())
-    try:
-        await asyncio.wait([live, failed], return_when=asyncio.FIRST_COMPLETED)
-        if not failed.done() and on_ready is not None:
-            on_ready(addresses)
-        await failed
-        server.should_exit = True
-    finally:
-        live.cancel()
-        failed.cancel()
+async def _end(server: _Server, event: asyncio.Event) -> None:
+    await event.wait()
+    server.should_exit = True
+
+
+def _addresses(listener: socket.socket, host: str, mounted_at: str) -> Addresses:
+    port = listener.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104 - shown only
+    return Addresses(
+        f"http://{shown}:{port}/",
+        f"ws://{shown}:{port}{mounted_at}/ws",
+        f"http://{shown}:{port}{mounted_at}/sse",
+    )
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server, with a goodbye to every client before connections are closed."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, *, signals: bool) -> None:
         super().__init__(config)
         self._service = service
+        self._signals = signals
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        with super().capture_signals() if self._signals else contextlib.nullcontext():
+            yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.say_goodbye()

