@@ -139,7 +139,7 @@ def _array(element: JsonEncoder, delimiter: str = ",") -> JsonEncoder:
     return encode_numbers if element in {_integer, _number} else encode
 
 
-_FIELD = re.compile(rb',("(?:[^"\\]|""|\\.)*"|[^,"]*)', re.DOTALL)
+_FIELD = re.compile(rb',("[^"]*(?:""[^"]*)*"|[^,"]*)')
 _DOUBLED = re.compile(rb'(["\\])\1')
 
 
