@@ -94,6 +94,10 @@ class Assembler:
         ):
             self._reshaped.add(oid)
 
+    def distrust_nulls(self, oid: int) -> None:
+        """Some partition of this table does not log full old rows; see `Decoder.nulls_unknown`."""
+        self._decoder.nulls_unknown.add(oid)
+
     def unbind(self, oid: int) -> None:
         """Ask again at the next change of this table."""
         self._bound.pop(oid, None)

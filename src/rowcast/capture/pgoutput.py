@@ -134,10 +134,14 @@ class Decoder:
 
     Attributes:
         relations: The Relation of each table met so far, by OID.
+        nulls_unknown: OIDs of tables in whose full old rows a NULL may stand for a value that was not logged; there
+            it becomes MISSING. PostgreSQL describes a row by its partitioned table, but logs it as its partition's
+            own replica identity says, and the message does not tell. Holds until the table's next Relation.
     """
 
     def __init__(self) -> None:
         self.relations: dict[int, Relation] = {}
+        self.nulls_unknown: set[int] = set()
         self._decoders: dict[int, Callable[[bytes, int], Message]] = {
             ord("I"): self._insert,
             ord("U"): self._update,
@@ -192,6 +196,7 @@ class Decoder:
         # pg_catalog is sent as an empty name.
         relation = Relation(oid, schema or "pg_catalog", name, _REPLICA_IDENTITIES[identity], tuple(columns))
         self.relations[oid] = relation
+        self.nulls_unknown.discard(oid)
         return relation
 
     def _insert(self, data: bytes, offset: int) -> Insert:
@@ -209,7 +214,7 @@ class Decoder:
         offset += 7
         old: Row | None = None
         if kind != _NEW:
-            old, offset = _old_row(data, offset, kind, relation)
+            old, offset = self._old_row(data, offset, kind, relation)
             kind, count = _TUPLE_HEAD.unpack_from(data, offset)
             if kind != _NEW:
                 raise DecodeError(f"an Update holds a tuple of kind {chr(kind)!r} where a new row belongs")
@@ -225,9 +230,23 @@ class Decoder:
 
     def _delete(self, data: bytes, offset: int) -> Delete:
         oid, kind, count = _ROW_HEAD.unpack_from(data, offset)
-        old, offset = _old_row(data, offset + 7, kind, self._check_columns(oid, count))
+        old, offset = self._old_row(data, offset + 7, kind, self._check_columns(oid, count))
         _expect_end(data, offset)
         return Delete(oid, old)
+
+    def _old_row(self, data: bytes, offset: int, kind: int, relation: Relation) -> tuple[Row, int]:
+        """A full old row, or an old key, whose other columns PostgreSQL sends as NULL, whatever they held."""
+        row, offset = _row(data, offset, len(relation.columns))
+        if kind == _KEY:
+            columns = relation.columns
+            row = tuple(
+                [value if column.is_key else MISSING for value, column in zip(row, columns, strict=True)]
+            )
+        elif kind != _OLD:
+            raise DecodeError(f"a tuple of kind {chr(kind)!r} stands where an old row or an old key belongs")
+        elif relation.oid in self.nulls_unknown:
+            row = tuple([MISSING if value is None else value for value in row])
+        return row, offset
 
     def _check_columns(self, oid: int, count: int) -> Relation:
         relation = self.relations.get(oid)
@@ -315,18 +334,6 @@ def _row(data: bytes, offset: int, count: int) -> tuple[Row, int]:
             )
         offset += 1
     return tuple(values), offset
-
-
-def _old_row(data: bytes, offset: int, kind: int, relation: Relation) -> tuple[Row, int]:
-    """A full old row, or an old key: PostgreSQL sends NULL for the columns outside the key, whatever they held."""
-    row, offset = _row(data, offset, len(relation.columns))
-    if kind == _OLD:
-        return row, offset
-    if kind == _KEY:
-        return tuple(
-            [value if column.is_key else MISSING for value, column in zip(row, relation.columns, strict=True)]
-        ), offset
-    raise DecodeError(f"a tuple of kind {chr(kind)!r} stands where an old row or an old key belongs")
 
 
 def _string(data: bytes, offset: int) -> tuple[str, int]:

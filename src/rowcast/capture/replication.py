@@ -17,11 +17,10 @@ from typing import Any, Final, LiteralString, Self
 
 import psycopg
 from psycopg import errors as pg_errors, sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from rowcast.capture.connection import POOLER_REMEDY, connect, duplicate_socket
 from rowcast.capture.pgoutput import POSTGRES_EPOCH_US
 from rowcast.errors import CaptureError
-from rowcast.values import session_options
 
 # Where the payload of a message begins: behind its kind and three 64-bit fields.
 PAYLOAD_START: Final = 25
@@ -29,42 +28,11 @@ DATA: Final = ord("w")
 KEEPALIVE: Final = struct.Struct("!BQqB")
 _STATUS: Final = struct.Struct("!cQQQqB")
 
-# A dead peer is noticed within about a minute by the kernel, whatever the system's defaults are (two hours on Linux).
-_CONNECTION_DEFAULTS: Final[dict[str, str | int]] = {
-    "connect_timeout": 10,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,
-    "fallback_application_name": "rowcast",
-}
 # Well below wal_sender_timeout (60 s by default), and often enough that an acknowledgement frees WAL soon.
 _STATUS_SECONDS: Final = 5.0
 _LIVENESS_SECONDS: Final = 30.0
 # Decoding this much takes a few milliseconds: the longest that a full stream keeps the event loop to itself.
 _SLICE_BYTES: Final = 256 * 1024
-
-
-async def connect(dsn: str, **parameters: str) -> psycopg.AsyncConnection[Any]:
-    """An autocommit connection whose text output is what `values` expects.
-
-    Raises:
-        CaptureError: A pooler is in the way.
-        psycopg.OperationalError: The server cannot be reached or refuses.
-    """
-    given = conninfo_to_dict(dsn)
-    options = " ".join(filter(None, [str(given.get("options") or ""), session_options()]))
-    defaults = {name: value for name, value in _CONNECTION_DEFAULTS.items() if name not in given}
-    conninfo = make_conninfo(dsn, **defaults, options=options, client_encoding="utf8", **parameters)
-    try:
-        return await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
-    except psycopg.OperationalError as error:
-        if "unsupported startup parameter" in str(error):
-            raise CaptureError(
-                f"a connection pooler stands between Rowcast and PostgreSQL and refuses what replication needs "
-                f"({str(error).strip()}). Give the address of PostgreSQL itself in DATABASE_URL_DIRECT"
-            ) from error
-        raise
 
 
 class ReplicationStream:
@@ -83,6 +51,8 @@ class ReplicationStream:
         self.asked = asyncio.Event()
         self._connection = connection
         self._pgconn = connection.pgconn
+        # libpq closes its own when the connection breaks, and the number may be another socket's a moment later.
+        self._socket = duplicate_socket(connection)
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._watching = False
@@ -93,14 +63,14 @@ class ReplicationStream:
         self._heard_at = 0.0
         self._pinged_at: float | None = None
 
+    @property
+    def walsender_pid(self) -> int:
+        """The process at the other end."""
+        return self._pgconn.backend_pid
+
     @classmethod
     async def connect(cls, dsn: str) -> Self:
-        """Connect in replication mode.
-
-        Raises:
-            CaptureError: The role lacks the right, all walsenders are taken, or a pooler is in the way.
-            psycopg.OperationalError: The server cannot be reached or refuses.
-        """
+        """Connect in replication mode; raises as `connection.connect` does."""
         return cls(await connect(dsn, replication="database"))
 
     async def identify(self) -> tuple[str, int]:
@@ -109,8 +79,7 @@ class ReplicationStream:
             cursor = await self._connection.execute("IDENTIFY_SYSTEM")
         except pg_errors.SyntaxError as error:
             raise CaptureError(
-                "the connection is not a replication connection, although it was asked for: a connection pooler "
-                "stands in the way. Give the address of PostgreSQL itself in DATABASE_URL_DIRECT"
+                f"the connection is an ordinary one, although replication was asked for. {POOLER_REMEDY}"
             ) from error
         [[system_identifier, timeline, *_]] = await cursor.fetchall()
         return str(system_identifier), int(timeline)
@@ -154,7 +123,7 @@ class ReplicationStream:
             self._waiter = self._loop.create_future()
             if not self._watching:
                 self._watching = True
-                self._loop.add_reader(self._pgconn.socket, self._readable)
+                self._loop.add_reader(self._socket, self._readable)
             try:
                 await self._waiter
             finally:
@@ -180,11 +149,14 @@ class ReplicationStream:
             self.fail(error)
 
     async def close(self) -> None:
+        """Report what is acknowledged and end the stream, for a reader who waits too."""
         if self._timer is not None:
             self._timer.cancel()
             if self._error is None:
                 self.send_status()
+        self.fail(psycopg.OperationalError("the stream was closed"))
         self._unwatch()
+        self._socket.close()
         await self._connection.close()
 
     def _drain(self) -> list[bytes]:
@@ -232,7 +204,7 @@ class ReplicationStream:
     def _unwatch(self) -> None:
         if self._watching:
             self._watching = False
-            self._loop.remove_reader(self._pgconn.socket)
+            self._loop.remove_reader(self._socket)
 
     def _tick(self) -> None:
         """Report, and find out whether the other side lives; only who is waiting can know that nothing comes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,14 +17,11 @@ import psycopg
 from psycopg import errors as pg_errors
 from psycopg.rows import class_row
 
+from rowcast.capture.connection import TemporaryCaptureError, one_line
 from rowcast.errors import CaptureError, NotInstalledError
 from rowcast.model import EPOCH_DIGITS
 
 _OLDEST_VERSION: Final = 140000  # the first whose pgoutput sends logical messages
-
-
-class TemporaryCaptureError(CaptureError):
-    """Something that may mend itself: raised at the start, waited for when the capture was running before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +46,12 @@ class Membership:
     Attributes:
         entries: For each table's OID, the OID of its entry in pg_publication_rel (0 where it is a member by schema
             or FOR ALL TABLES) and the 32-bit xid that made the entry.
+        partitioned: Those that are partitioned tables.
         signature: Changes with the tables and with their columns.
     """
 
     entries: Mapping[int, tuple[int, int]]
+    partitioned: frozenset[int]
     signature: str
 
 
@@ -140,7 +140,7 @@ async def ensure_slot(connection: psycopg.AsyncConnection[Any], name: str, reach
         await connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [name])
     except pg_errors.ConfigurationLimitExceeded as error:
         raise TemporaryCaptureError(
-            f"the server has no free replication slot ({error}): drop one that is not used any more "
+            f"the server has no free replication slot ({one_line(error)}): drop one that is not used any more "
             "(SELECT * FROM pg_replication_slots), or raise max_replication_slots and restart PostgreSQL"
         ) from error
     finally:
@@ -172,7 +172,7 @@ async def read_membership(connection: psycopg.AsyncConnection[Any], publication:
             md5(concat(c.relnamespace, c.relname, c.relreplident, (
                 SELECT string_agg(concat_ws(' ', attname, atttypid, atttypmod, attgenerated), ',' ORDER BY attnum)
                 FROM pg_attribute WHERE attrelid = t.relid AND attnum > 0 AND NOT attisdropped
-            )))
+            ))), c.relkind = 'p'
         FROM pg_publication AS p
         CROSS JOIN LATERAL pg_get_publication_tables(p.pubname) AS t
         JOIN pg_class AS c ON c.oid = t.relid
@@ -183,4 +183,28 @@ async def read_membership(connection: psycopg.AsyncConnection[Any], publication:
         [publication],
     )
     rows = await cursor.fetchall()
-    return Membership({row[0]: (row[1], row[2]) for row in rows}, repr(rows))
+    return Membership(
+        {row[0]: (row[1], row[2]) for row in rows}, frozenset(row[0] for row in rows if row[4]), repr(rows)
+    )
+
+
+async def partitions_without_full_identity(connection: psycopg.AsyncConnection[Any], oid: int) -> list[str]:
+    """Names of a partitioned table's partitions that do not log full old rows: made after `rowcast setup`."""
+    cursor = await connection.execute(
+        "SELECT t.relid::regclass::text FROM pg_partition_tree(%s::oid) AS t JOIN pg_class AS c ON c.oid = t.relid"
+        " WHERE t.isleaf AND c.relreplident <> 'f' ORDER BY 1",
+        [oid],
+    )
+    return [name for (name,) in await cursor.fetchall()]
+
+
+async def end_walsender(connection: psycopg.AsyncConnection[Any], slot: str, pid: int) -> None:
+    """End the walsender that a dead connection of ours has left on the slot.
+
+    The server itself would notice after wal_sender_timeout, and until then the slot is taken.
+    """
+    with suppress(pg_errors.InsufficientPrivilege):  # it is another role's by now
+        await connection.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s AND active_pid = %s",
+            [slot, pid],
+        )

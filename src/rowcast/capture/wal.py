@@ -24,12 +24,14 @@ from psycopg import errors as pg_errors
 from rowcast.capture import CaptureStatus
 from rowcast.capture.assembly import HEARTBEAT, MESSAGE_PREFIX, PUBLICATION, TABLES, Assembler
 from rowcast.capture.catalog import load_relation, load_tables
-from rowcast.capture.replication import DATA, KEEPALIVE, PAYLOAD_START, ReplicationStream, connect
+from rowcast.capture.connection import TemporaryCaptureError, connect, one_line, sever
+from rowcast.capture.replication import DATA, KEEPALIVE, PAYLOAD_START, ReplicationStream
 from rowcast.capture.slot import (
     Membership,
-    TemporaryCaptureError,
     check_server,
+    end_walsender,
     ensure_slot,
+    partitions_without_full_identity,
     read_membership,
     read_slot,
 )
@@ -58,6 +60,10 @@ _RETRY_SECONDS: Final = 1.0  # soon enough for people, seldom enough for a serve
 _CONNECTION_ERRORS: Final = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
 
 
+class _Closed(CaptureError):  # noqa: N818 - not an error where it is expected
+    pass
+
+
 class _SlotInUse(Exception):  # noqa: N818 - not an error: the capture stands by
     pass
 
@@ -70,14 +76,14 @@ class _Link:
     stream: ReplicationStream
     assembler: Assembler
     tables: Mapping[int, Table]
-    membership: Membership
-    announced: str  # the membership that the last `tables` message was emitted for
+    announced: str  # the signature of the membership that the last `tables` message was emitted for
     attendant: asyncio.Task[None] | None = field(default=None)
 
     async def close(self) -> None:
+        sever(self.control)
         if self.attendant is not None:
-            self.attendant.cancel()
-            await asyncio.gather(self.attendant, return_exceptions=True)
+            self.stream.asked.set()  # it finds that its connection is gone
+            await asyncio.wait([self.attendant])
         await self.stream.close()
         await self.control.close()
 
@@ -120,6 +126,8 @@ class WalCapture:
         self._position: Position | None = None  # the last delivered
         self._acknowledged = 0
         self._tables: Mapping[int, Table] = {}
+        self._membership = Membership({}, frozenset(), "")
+        self._walsender_pid: int | None = None
         self._closed = False
         self._has_told = False  # a transaction since the last look
         self._gives_way = False
@@ -145,7 +153,6 @@ class WalCapture:
             CaptureError: PostgreSQL cannot be captured from; the text says how to mend it.
         """
         self._link = await self._keep_connecting(_CONNECTION_ERRORS)
-        self._tables = self._link.tables
         return self._delivered
 
     async def events(self) -> AsyncIterator[Sequence[Event]]:
@@ -159,6 +166,8 @@ class WalCapture:
                             (*_CONNECTION_ERRORS, TemporaryCaptureError)
                         )
                     batch = await self._next_batch(link)
+                except _Closed:
+                    return
                 except _CONNECTION_ERRORS as error:
                     await self._lose_link(error)
                     continue
@@ -201,7 +210,6 @@ class WalCapture:
         self.status.state, self.status.reason = "stopped", ""
         link, self._link = self._link, None
         if link is not None:
-            link.stream.fail(psycopg.OperationalError("the capture was closed"))
             await link.close()
 
     @property
@@ -219,14 +227,14 @@ class WalCapture:
                 self._set_state("standby", f"another server streams from slot {self._slot}: {error}")
             except waited_for as error:
                 state = "degraded" if self._position else "starting"
-                self._set_state(state, f"PostgreSQL cannot be reached, trying again: {_one_line(error)}")
+                self._set_state(state, f"PostgreSQL cannot be reached, trying again: {one_line(error)}")
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _lose_link(self, error: Exception) -> None:
         if self._closed:
             return
         self.status.reconnects += 1
-        self._set_state("degraded", f"the connection to PostgreSQL is down, reconnecting: {_one_line(error)}")
+        self._set_state("degraded", f"the connection to PostgreSQL is down, reconnecting: {one_line(error)}")
         link, self._link = self._link, None
         if link is not None:
             await link.close()
@@ -241,28 +249,38 @@ class WalCapture:
         self.status.state, self.status.reason = state, reason
 
     async def _connect(self) -> _Link:
+        if self._closed:
+            raise _Closed("the capture was closed")
         control: psycopg.AsyncConnection[Any] | None = None
         stream: ReplicationStream | None = None
         try:
             control = await connect(self._dsn)
             await control.execute("SET synchronous_commit = local")  # a heartbeat waits for no standby
             timeout_seconds = await check_server(control, self._publication)
+            if self._walsender_pid is not None:
+                await end_walsender(control, self._slot, self._walsender_pid)
+                self._walsender_pid = None
             await ensure_slot(control, self._slot, number_of(self._position) if self._position else 0)
             stream = await ReplicationStream.connect(self._dsn)
-            return await self._start_stream(control, stream, timeout_seconds)
+            link = await self._start_stream(control, stream, timeout_seconds)
+            if self._closed:
+                raise _Closed("the capture was closed while it was connecting")
         except BaseException as error:
             if stream is not None:
                 await stream.close()
             if control is not None:
                 await control.close()
             if isinstance(error, pg_errors.ObjectInUse):
-                raise _SlotInUse(_one_line(error)) from error
+                raise _SlotInUse(one_line(error)) from error
             if isinstance(error, pg_errors.InsufficientPrivilege):
                 raise CaptureError(
-                    f"the role lacks a right: {_one_line(error)}. Run: rowcast setup --role … (for the schema rowcast), "
+                    f"the role lacks a right: {one_line(error)}. Run: rowcast setup --role … (for the schema rowcast), "
                     "and ALTER ROLE … REPLICATION (for the slot)"
                 ) from error
             raise
+        link.attendant = asyncio.create_task(self._attend(link))
+        self._set_state("live", "")
+        return link
 
     async def _start_stream(
         self, control: psycopg.AsyncConnection[Any], stream: ReplicationStream, timeout_seconds: float
@@ -273,6 +291,7 @@ class WalCapture:
         continues = self._position is not None and epoch_of(self._position) == epoch
         number = number_of(self._delivered) if continues else 0
         await stream.start(self._slot, self._publication, number, wal_sender_timeout_seconds=timeout_seconds)
+        self._walsender_pid = stream.walsender_pid
         # From here on nobody else can move the slot or make it anew.
         slot = await read_slot(control, self._slot)
         if slot is None or slot.epoch(*identity) != epoch:
@@ -286,21 +305,19 @@ class WalCapture:
         position = make_position(epoch, max(number, slot.confirmed))
         assembler = Assembler(epoch, number_of(position), xid, self._max_transaction_bytes)
         if self._position is None:
-            self._position = position
+            self._position, self._tables, self._membership = position, tables, membership
         elif position != self._position:
             _logger.error(
                 "slot %s cannot continue behind %s: gap up to %s", self._slot, self._position, position
             )
             assembler.events.append(Gap(position, "slot_lost"))
-        if self._tables and tables != self._tables:
+        if tables != self._tables:
             assembler.events.append(TablesChanged(position, tables))
+        self._tell_returned(assembler, membership)
         self._acknowledged = max(self._acknowledged, slot.confirmed) if continues else slot.confirmed
         stream.acknowledged = self._acknowledged
         stream.delivered = number_of(position)
-        link = _Link(control, stream, assembler, tables, membership, membership.signature)
-        link.attendant = asyncio.create_task(self._attend(link))
-        self._set_state("live", "")
-        return link
+        return _Link(control, stream, assembler, tables, membership.signature)
 
     async def _next_batch(self, link: _Link) -> list[Event]:
         assembler = link.assembler
@@ -351,30 +368,46 @@ class WalCapture:
         )
         if table != link.tables[oid]:
             self._change_tables(link, {**link.tables, oid: table})
+        if oid in self._membership.partitioned and relation.replica_identity == "full":
+            await self._check_partitions(link, oid)
         link.assembler.bind(oid, link.tables[oid])
+
+    async def _check_partitions(self, link: _Link, oid: int) -> None:
+        names = await partitions_without_full_identity(link.control, oid)
+        if names:
+            link.assembler.distrust_nulls(oid)
+            _logger.warning(
+                "%s of table %s do(es) not log full old rows, so rows that leave a subscription may only be known by "
+                "their key. Run rowcast setup for the table again, or ALTER TABLE … REPLICA IDENTITY FULL on each",
+                ", ".join(names),
+                link.tables[oid].channel,
+            )
 
     async def _reload(self, link: _Link) -> None:
         """Read the publication's tables as they are now.
 
         The catalogs may be ahead of the stream; where they are, the next Relation message corrects them.
         """
-        before = link.membership.entries
-        link.membership = await read_membership(link.control, self._publication)
+        membership = await read_membership(link.control, self._publication)
         tables = await load_tables(link.control, self._publication)
         for oid, table in tables.items():
             if link.assembler.bound(oid) != table:
                 link.assembler.unbind(oid)
         if tables != link.tables:
             self._change_tables(link, tables)
-        # A table that left the publication and came back has a hole in its stream.
-        xid = link.assembler.xid % 2**32
+        self._tell_returned(link.assembler, membership)
+
+    def _tell_returned(self, assembler: Assembler, membership: Membership) -> None:
+        """A table that left the publication and came back has a hole in its stream."""
+        before, self._membership = self._membership.entries, membership
+        xid = assembler.xid % 2**32
         returned = frozenset(
             oid
-            for oid, (entry, made_by) in link.membership.entries.items()
+            for oid, (entry, made_by) in membership.entries.items()
             if oid in before and (entry != before[oid][0] or made_by == xid)
         )
         if returned:
-            link.assembler.events.append(Gap(link.assembler.position, "capture_gap", returned))
+            assembler.events.append(Gap(assembler.position, "capture_gap", returned))
 
     def _change_tables(self, link: _Link, tables: Mapping[int, Table]) -> None:
         link.tables = tables
@@ -389,12 +422,12 @@ class WalCapture:
                         await link.stream.asked.wait()
                 link.stream.asked.clear()
                 await self._look_after(link)
-        except psycopg.Error as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the stream, and is seen there
             link.stream.fail(error)
 
     async def _look_after(self, link: _Link) -> None:
         cursor = await link.control.execute(
-            "SELECT (pg_current_wal_lsn() - '0/0')::bigint, (pg_current_wal_lsn() - restart_lsn)::bigint"
+            "SELECT (pg_current_wal_lsn() - '0/0')::bigint, coalesce(pg_current_wal_lsn() - restart_lsn, 0)::bigint"
             " FROM pg_replication_slots WHERE slot_name = %s",
             [self._slot],
         )
@@ -413,7 +446,7 @@ class WalCapture:
             self.acknowledge(self._delivered)
             link.stream.send_status()
         membership = await read_membership(link.control, self._publication)
-        if membership.signature not in {link.membership.signature, link.announced}:
+        if membership.signature not in {self._membership.signature, link.announced}:
             # Through the stream, so that it takes effect behind the changes that were made before.
             link.announced = membership.signature
             await self._emit(link, TABLES)
@@ -445,8 +478,4 @@ class WalCapture:
             return await cursor.fetchall()
         except _CONNECTION_ERRORS as error:
             link.stream.fail(error)
-            raise CaptureError(f"the connection to PostgreSQL was lost: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+            raise CaptureError(f"the connection to PostgreSQL was lost: {one_line(error)}") from error

@@ -1,0 +1,106 @@
+"""Connections to PostgreSQL for captures: noticed when dead, text in one form, refusals explained.
+
+The one rule of this room: whoever cannot connect is told what to change, if it is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Any, Final, NamedTuple
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from rowcast.errors import CaptureError
+from rowcast.values import session_options
+
+# A dead peer is noticed within about a minute by the kernel, whatever the system's defaults are (two hours on Linux).
+_DEFAULTS: Final[dict[str, str | int]] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+    "fallback_application_name": "rowcast",
+}
+POOLER_REMEDY: Final = (
+    "A connection pooler stands between Rowcast and PostgreSQL: give the address of PostgreSQL itself in "
+    "DATABASE_URL_DIRECT"
+)
+
+
+class TemporaryCaptureError(CaptureError):
+    """Something that may mend itself: raised at the start, waited for where the capture was running before."""
+
+
+class _Refusal(NamedTuple):
+    part: str  # of the server's message, in English: libpq gives no SQLSTATE for a failed connection
+    kind: type[CaptureError]
+    remedy: str
+
+
+_REPLICATION_RIGHT: Final = 'Run: ALTER ROLE … REPLICATION (as a superuser), or use capture="outbox"'
+_REFUSALS: Final = (
+    _Refusal("unsupported startup parameter", CaptureError, POOLER_REMEDY),
+    _Refusal("permission denied to start WAL sender", CaptureError, _REPLICATION_RIGHT),
+    _Refusal("must be superuser or replication role", CaptureError, _REPLICATION_RIGHT),
+    _Refusal(
+        "max_wal_senders",
+        TemporaryCaptureError,
+        "All walsenders are taken: stop another replication client (SELECT * FROM pg_stat_replication), or raise "
+        "max_wal_senders and restart PostgreSQL",
+    ),
+    _Refusal(
+        "authentication failed", TemporaryCaptureError, "Correct user and password in the connection URL"
+    ),
+    _Refusal("no password supplied", TemporaryCaptureError, "Add the password to the connection URL"),
+    _Refusal(
+        "pg_hba.conf", TemporaryCaptureError, "Allow this host, user and database in the server's pg_hba.conf"
+    ),
+    _Refusal("does not exist", TemporaryCaptureError, "Correct the connection URL"),
+)
+
+
+async def connect(dsn: str, **parameters: str) -> psycopg.AsyncConnection[Any]:
+    """An autocommit connection whose text output is what `values` expects.
+
+    `parameters` go over those in `dsn`, which go over our defaults.
+
+    Raises:
+        CaptureError: The server or a pooler refuses, and waiting would not help.
+        psycopg.OperationalError: The server cannot be reached.
+    """
+    given = conninfo_to_dict(dsn)
+    options = " ".join(filter(None, [str(given.get("options") or ""), session_options()]))
+    defaults = {name: value for name, value in _DEFAULTS.items() if name not in given}
+    conninfo = make_conninfo(dsn, **defaults, options=options, client_encoding="utf8", **parameters)
+    try:
+        return await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+    except psycopg.OperationalError as error:
+        for part, kind, remedy in _REFUSALS:
+            if part in str(error):
+                raise kind(f"PostgreSQL cannot be captured from: {one_line(error)}. {remedy}") from error
+        raise
+
+
+def sever(connection: psycopg.AsyncConnection[Any]) -> None:
+    """End a connection under whoever uses it: a statement in progress fails at once.
+
+    Cancelling the statement instead would wait for the server's answer, which a dead connection never gives.
+    """
+    with (
+        contextlib.suppress(OSError, psycopg.Error),  # gone already
+        duplicate_socket(connection) as duplicate,
+    ):
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def duplicate_socket(connection: psycopg.AsyncConnection[Any]) -> socket.socket:
+    """The connection's socket under a file descriptor of our own, which nobody closes behind our back."""
+    return socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text for a log line or a sentence."""
+    return " ".join(str(error).split()) or type(error).__name__
