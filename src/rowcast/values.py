@@ -109,26 +109,27 @@ def _oidvector(value: bytes) -> bytes:
     return b'["%b"]' % value.replace(b" ", b'","') if value else b"[]"
 
 
-_BACKSLASHED = re.compile(rb"\\(.)", re.DOTALL)
 _ARRAY_TO_JSON = bytes.maketrans(b"{}NUL", b"[]nul")
 
 
 def _array(element: JsonEncoder, delimiter: str = ",") -> JsonEncoder:
-    """Encoder of arrays: `{1,NULL,"a b"}`, nested `{{1},{2}}`, with bounds `[0:1]={1,2}`."""
-    token = re.compile(
-        rb'"([^"\\]*(?:\\.[^"\\]*)*)"|[^"{}%b]+|[{}%b]' % ((re.escape(delimiter.encode()),) * 2), re.DOTALL
-    )
-    marks = {b"{": b"[", b"}": b"]", delimiter.encode(): b",", b"NULL": b"null"}
+    """Encoder of arrays: `{1,NULL,"a b"}`, nested `{{1},{2}}`, with bounds `[0:1]={1,2}`.
 
-    def replace(match: re.Match[bytes]) -> bytes:
-        quoted = match[1]
-        if quoted is None:
-            bare = match[0]
-            return marks.get(bare) or element(bare)
-        return element(_BACKSLASHED.sub(rb"\1", quoted) if b"\\" in quoted else quoted)
+    Inside quotes, a backslash stands before quotes and backslashes.
+    """
+    mark = delimiter.encode()
+    tokens = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^"{}%b]+|[{}%b]' % ((re.escape(mark),) * 2), re.DOTALL)
+    marks = {b"{": b"[", b"}": b"]", mark: b",", b"NULL": b"null"}
+
+    def write(token: bytes) -> bytes:
+        if token[0] == 0x22:
+            token = token[1:-1].replace(rb"\"", b'"').replace(rb"\\", b"\\")
+        return element(token)
 
     def encode(value: bytes) -> bytes:
-        return token.sub(replace, value[value.index(b"{") :])
+        return b"".join(
+            [marks.get(token) or write(token) for token in tokens.findall(value, value.index(b"{"))]
+        )
 
     def encode_numbers(value: bytes) -> bytes:
         # All numbers of an array at once, unless one is NaN or infinite.
@@ -140,29 +141,29 @@ def _array(element: JsonEncoder, delimiter: str = ",") -> JsonEncoder:
 
 
 _FIELD = re.compile(rb',("[^"]*(?:""[^"]*)*"|[^,"]*)')
-_DOUBLED = re.compile(rb'(["\\])\1')
 
 
 def _composite(attributes: Sequence[tuple[str, JsonEncoder]]) -> JsonEncoder:
     """Encoder of rows: `(1,,"a b")`. Nothing between commas is NULL; inside quotes, quotes and backslashes double."""
     prefixed = [(_encode_str(name) + b":", encoder) for name, encoder in attributes]
 
-    def attribute(prefix: bytes, encoder: JsonEncoder, field: bytes) -> bytes:
+    def write(prefix: bytes, encoder: JsonEncoder, field: bytes) -> bytes:
         if not field:
             return prefix + b"null"
-        return prefix + encoder(_DOUBLED.sub(rb"\1", field[1:-1]) if field[0] == 0x22 else field)
+        if field[0] == 0x22:
+            field = field[1:-1].replace(b'""', b'"').replace(rb"\\", b"\\")
+        return prefix + encoder(field)
 
     def encode(value: bytes) -> bytes:
         # PostgreSQL does not tell the stream of an ALTER TYPE. A field under another attribute's type must not
         # spoil the frame that it travels in.
         fields: list[bytes] = _FIELD.findall(b"," + value[1:-1]) if prefixed else []
         try:
-            pairs = zip(prefixed, fields, strict=True)
-            written = b"{%b}" % b",".join([attribute(*pair, field) for pair, field in pairs])
-            _check_json(written)
+            written = b",".join([write(*pair, field) for pair, field in zip(prefixed, fields, strict=True)])
+            _check_json(b"{%b}" % written)
         except (ValueError, KeyError, RecursionError):
             return _string(value)
-        return written
+        return b"{%b}" % written
 
     return encode
 
@@ -324,6 +325,7 @@ def _compile_row_encoder(
     return cast("Callable[[Row], bytes]", namespace["encode"])
 
 
+_COPY_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _COPY_ESCAPES: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
 
 
@@ -341,4 +343,4 @@ def parse_copy_line(line: bytes) -> Row:
 def _copy_field(field: bytes) -> bytes | None:
     if field == rb"\N":
         return None
-    return _BACKSLASHED.sub(lambda match: _COPY_ESCAPES.get(match[1], match[1]), field)
+    return _COPY_ESCAPE.sub(lambda match: _COPY_ESCAPES.get(match[1], match[1]), field)
