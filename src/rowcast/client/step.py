@@ -54,7 +54,7 @@ class Step:
         for name, changes in event.changes.items():
             known = contents.rows.get(name)
             if known is not None and changes and not self._apply(known, changes, event.position):
-                self.refetch(name, "incomplete_row")
+                self._ask(known, "incomplete_row")
         self.progress(event.position, event.subscription)
         contents.transactions[event.txid] = event.position
         if len(contents.transactions) > MAXIMUM_TXIDS:
@@ -199,13 +199,13 @@ class Step:
     def refetch(self, subscription: str, reason: str) -> int:
         """See that a load begins after now, but never break one off for it; returns the load's number."""
         known = self._contents.rows[subscription]
-        if not known.valid and self._contents.connected:
+        if known.valid:
+            self._ask(known, reason)
+        elif self._contents.connected:
             known.again = True
             return known.asked + 1
-        known.asked += 1
-        if known.valid:
-            self._invalidate(known, reason)
-            self.say(Refetch(subscription))
+        else:
+            known.asked += 1  # the next link begins one
         return known.asked
 
     def rename(self, subscription: str, key: Key, new_key: Key) -> None:
@@ -328,6 +328,11 @@ class Step:
                         self.rename(name, patch.key, key_of(row, key_columns))
                         break
 
+    def _ask(self, known: KnownRows, reason: str) -> None:
+        self._invalidate(known, reason)
+        known.asked += 1
+        self.say(Refetch(known.name))
+
     def _invalidate(self, known: KnownRows, reason: str) -> None:
         known.valid = False
         known.reason = reason
@@ -346,7 +351,6 @@ class Step:
         known.position = position
         known.shown = known.valid = True
         known.loaded = known.asked
-        known.reason = ""
         self._drop_load(known)
 
     def _replace(self, known: KnownRows, base: BaseRows) -> None:

@@ -198,11 +198,10 @@ class Store:
         contents = self._contents
         step = Step(contents)
         entry = contents.pending.get(mutation)
-        open_or_settling = entry or contents.settling.get(mutation)
-        if open_or_settling is not None:
-            for patch in list(open_or_settling.patches):
-                if keys and patch.key in keys and patch.subscription in contents.rows:
-                    step.rename(patch.subscription, patch.key, keys[patch.key])
+        known = self.mutation(mutation)
+        for patch in list(known.patches) if known is not None and keys else ():
+            if keys and patch.key in keys and patch.subscription in contents.rows:
+                step.rename(patch.subscription, patch.key, keys[patch.key])
         if entry is not None:
             entry.deadline = now + self._confirm_seconds
             step.name_commit(entry, txid, position)
