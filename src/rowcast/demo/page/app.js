@@ -28,7 +28,7 @@ const figures = new Figures(byId);
 /* ---- rows ---- */
 
 let planned = false;
-const toFlash = new Map();
+const toFlash = new Map(Object.keys(CHANNELS).map((id) => [id, new Set()]));
 
 /** Draw once for all that arrived since the last frame of the screen; a hidden tab draws too, only less often. */
 function plan() {
@@ -48,9 +48,9 @@ function render() {
   for (const [id, list] of Object.entries(lists)) {
     const pending = new Set(store.edits.filter((edit) => edit.subscription === id).map((edit) => edit.key));
     list.render(store.rows(id), { ready: store.isReady(id), pending });
-    list.flash(toFlash.get(id) ?? []);
+    list.flash(toFlash.get(id));
+    toFlash.get(id).clear();
   }
-  toFlash.clear();
   figures.edits(store.edits.length);
   figures.position(store.position);
 }
@@ -66,7 +66,7 @@ rowcast.addEventListener("happening", ({ detail: happening }) => {
       const own = new Set(happening.confirmed.map((edit) => `${edit.subscription} ${edit.key}`));
       for (const { id, key } of happening.changes) {
         // One's own edit is on the screen already; only others' changes draw the eye.
-        if (!own.has(`${id} ${key}`)) toFlash.set(id, [...(toFlash.get(id) ?? []), key]);
+        if (!own.has(`${id} ${key}`)) toFlash.get(id).add(key);
       }
       figures.transaction(happening.changes.length, happening.confirmed.length);
       if (!missed) figures.latency(latency);
@@ -205,6 +205,9 @@ activityOn.addEventListener("change", writeActivity);
 activityRate.addEventListener("change", writeActivity);
 activityRate.addEventListener("input", () => setText(byId("activity-figure"), `${activityRate.value}/s`));
 addEventListener("focus", readActivity);
+
+// For the curious, in the browser's console: rowcastDemo.store.rows("projects")
+globalThis.rowcastDemo = { store, rowcast };
 
 render();
 rowcast.start();

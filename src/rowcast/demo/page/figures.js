@@ -4,7 +4,7 @@
 
 import { duration, element, number, plural, setText } from "./dom.js";
 
-const CHART_SECONDS = 40;
+const CHART_SECONDS = 30;
 const RATE_SECONDS = 5;
 const LATENCIES = 200; // the last ones, for median and tail
 
