@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -76,7 +76,7 @@ async def stream(
     headers: Mapping[str, str] | None = None,
     transports: Sequence[TransportName] = ("websocket", "sse"),
     attempts: int | None = None,
-) -> AsyncIterator[StreamEvent]:
+) -> AsyncGenerator[StreamEvent, None]:
     """Follow a channel for ever.
 
     Yields `Subscribed` (table, columns and key; again after each reconnect), `Transaction`, `Progress` (all up to

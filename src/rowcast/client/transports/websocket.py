@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
 from rowcast._version import __version__
+from rowcast.client.decoding import decode_frame
 from rowcast.client.events import JSONObject
 from rowcast.client.state import TransportName
 from rowcast.client.transports import Endpoints, LinkEndedError, refusal
@@ -26,7 +27,6 @@ _QUEUE_FRAMES: Final = 256  # frames decoded ahead of the session; a burst then 
 _NO_CLOSE_FRAME: Final = 1006
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(JSONObject).decode
 
 
 class WebSocketLink:
@@ -77,7 +77,7 @@ class WebSocketLink:
 
     async def receive(self) -> tuple[JSONObject, str | None]:
         try:
-            return _decode(await self._socket.recv(decode=False)), None
+            return decode_frame(await self._socket.recv(decode=False)), None
         except ConnectionClosed as error:
             raise self._ended(error) from error
         except msgspec.DecodeError as error:
