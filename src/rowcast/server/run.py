@@ -40,7 +40,7 @@ def run(
     on_ready: Callable[[Addresses], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then say goodbye to every client and return. See `serve`."""
-    loop_factory = uvicorn.Config(rowcast).get_loop_factory()
+    loop_factory = uvicorn.Config(rowcast, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(serve(rowcast, app=app, mounted_at=mounted_at, on_ready=on_ready))
 
@@ -150,6 +150,3 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
     listener.setblocking(False)  # noqa: FBT003
     return listener
-
-
-
