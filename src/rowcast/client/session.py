@@ -194,6 +194,10 @@ class Session:
             return self._opened_at + WELCOME_SECONDS
         return self._retry_at if self._link == "none" else None
 
+    def position_of(self, subscription: str) -> str | None:
+        """Up to where a subscription has been told everything; None before anything was."""
+        return self._subscriptions.position_of(subscription)
+
     def take_frames(self) -> list[JSONObject]:
         """What must be sent now, in this order."""
         frames, self._output.frames = self._output.frames, []
@@ -257,9 +261,9 @@ class Session:
             self._backoff.reset()
         words = self.must_disconnect or _CLOSE_REASONS.get(code or 0, "")
         reason = f"{words}: {reason}" if words and reason not in {"", words} else words or reason
-        goodbye_seconds = self._goodbye_seconds
+        goodbye_seconds, counted = self._goodbye_seconds, self._token_refused
         self._end("none", None)
-        if code == 4501 and not self._token_refused:
+        if code == 4501 and not counted:
             self._refuse_token(now, reason)
         elif code is not None and 4500 <= code <= 4999 and code != 4501:
             self.close(now, reason)

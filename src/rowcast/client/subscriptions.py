@@ -55,6 +55,7 @@ class Output:
 @dataclass(slots=True, eq=False)
 class _Lane:
     told: str | None = None
+    replaying: bool = False  # see Subscriptions.on_position
     floor: str | None = None
     shapes: dict[int, list[_Subscription]] = field(default_factory=dict[int, "list[_Subscription]"])
 
@@ -104,6 +105,8 @@ class Subscriptions:
         self._waiting: set[_Subscription] = set()
         # Resumed from another epoch; the server owes each of them a resync before anything else.
         self._strangers: set[_Subscription] = set()
+        # Resumed, and not answered yet: what is told "to all" meanwhile is not told to them.
+        self._resuming: set[_Subscription] = set()
         self._next_wire = 0
 
     @property
@@ -112,6 +115,10 @@ class Subscriptions:
         return min(
             (each.position for each in self._all.values() if each.loaded and each.position), default=None
         )
+
+    def position_of(self, subscription: str) -> str | None:
+        """Up to where everything has been told to one subscription."""
+        return self._all[subscription].position
 
     def add(self, subscription: str, interest: Interest) -> None:
         self._all[subscription] = _Subscription(
@@ -164,10 +171,10 @@ class Subscriptions:
         self._by_wire.clear()
         self._lanes.clear()
         self._strangers.clear()
+        self._resuming.clear()
         self.broken = None
 
     def on_welcome(self, frame: JSONObject, lane_name: str | None) -> None:
-        """The replay that `hello` asked for goes at least as far as `welcome` says, so no base up to there is a gap."""
         self.epoch = None if frame["epoch"] == _NO_EPOCH else frame["epoch"]
         self._hear(self._lane(lane_name), frame["position"])
 
@@ -194,9 +201,10 @@ class Subscriptions:
 
     def on_subscribed(self, frame: JSONObject, lane_name: str | None) -> None:
         subscription = self._by_wire.get(frame["id"])
-        if subscription is None:
-            return
         lane = self._lane(lane_name)
+        if subscription is None:  # given up meanwhile; its replay may come all the same
+            lane.replaying = True
+            return
         position: str = frame["position"]
         self._place(subscription, lane, frame["shape"])
         if subscription.phase == "asked":
@@ -256,7 +264,7 @@ class Subscriptions:
         base: str = frame["base"]
         if not self._continues(position) or (lane.floor is not None and position <= lane.floor):
             return
-        if lane.told is not None and base > lane.told:
+        if lane.told is not None and base > lane.told and not lane.replaying:
             self.broken = "frames are missing: a transaction's base lies beyond what was told"
             return
         if self._strangers:
@@ -288,25 +296,30 @@ class Subscriptions:
                 )
             )
         if changes or confirms:
-            self._output.events.append(
-                Transaction(
-                    position, frame["txid"], frame["timestamp"], changes, confirms, self._only(lane_name)
+            for scope in self._scopes(lane_name):
+                part = changes if scope is None else {scope: changes.get(scope, ())}
+                self._output.events.append(
+                    Transaction(position, frame["txid"], frame["timestamp"], part, confirms, scope)
                 )
-            )
         else:
-            self._output.events.append(Progress(position, self._only(lane_name)))
+            self._tell_progress(position, lane_name)
 
     def on_position(self, position: str, lane_name: str | None) -> None:
-        """A heartbeat: everything up to here has been delivered."""
+        """A heartbeat: everything up to here has been delivered.
+
+        A replay ends without a word at a position that the client is not told, and so does the stream of fewer
+        subscriptions begin. The bases after it are not checked until a heartbeat says where it all stands.
+        """
         lane = self._lane(lane_name)
         if position.startswith(_NO_EPOCH) or not self._continues(position):
             return
         if self._strangers:
             self._claim_resyncs(lane, position)
         self._hear(lane, position)
+        lane.replaying = False
         if lane.floor is None or position > lane.floor:
             lane.floor = position
-            self._output.events.append(Progress(position, self._only(lane_name)))
+            self._tell_progress(position, lane_name)
 
     def on_resync(self, frame: JSONObject, lane_name: str | None, now: float) -> None:
         lane = self._lane(lane_name)
@@ -322,8 +335,8 @@ class Subscriptions:
                 self._wait(subscription, now + (subscription.backoff.next_delay() or 0.0))
 
     def on_unsubscribed(self, lane_name: str | None) -> None:
-        """From here on the stream is put together anew: its next base says nothing about what came before."""
-        self._lane(lane_name).told = None
+        """From here on the stream is put together anew; see `on_position`."""
+        self._lane(lane_name).replaying = True
 
     def on_error(self, frame: JSONObject, now: float) -> bool:
         """An error that names a subscription; False where it concerns none of ours."""
@@ -368,6 +381,7 @@ class Subscriptions:
             entry["snapshot"] = True
         elif subscription.start is not None:
             entry["since"] = subscription.start
+            self._resuming.add(subscription)
         return entry
 
     def _lane(self, name: str | None) -> _Lane:
@@ -376,10 +390,17 @@ class Subscriptions:
             lane = self._lanes[name] = _Lane()
         return lane
 
-    def _only(self, lane_name: str | None) -> str | None:
-        """The one subscription that a lane of its own speaks for."""
-        subscription = self._by_wire.get(lane_name) if lane_name is not None else None
-        return subscription.id if subscription is not None else None
+    def _scopes(self, lane_name: str | None) -> list[str | None]:
+        """Whom a frame speaks for: None for all, one by one where that would be saying too much."""
+        if lane_name is not None:
+            subscription = self._by_wire.get(lane_name)
+            return [subscription.id] if subscription is not None else []
+        if self._resuming:
+            return [each.id for each in self._all.values() if each.phase == "live"]
+        return [None]
+
+    def _tell_progress(self, position: str, lane_name: str | None) -> None:
+        self._output.events.extend(Progress(position, scope) for scope in self._scopes(lane_name))
 
     def _loading(self, lane: _Lane) -> Iterable[_Subscription]:
         return (each for each in self._all.values() if each.lane is lane and each.phase == "loading")
@@ -395,6 +416,7 @@ class Subscriptions:
     @staticmethod
     def _rewind(lane: _Lane, resumed: _Subscription, position: str) -> None:
         """A replay from here on follows; the others keep what they were told, each by its own start."""
+        lane.replaying = True
         if lane.floor is not None and lane.floor > position:
             for members in lane.shapes.values():
                 for each in members:
@@ -414,6 +436,7 @@ class Subscriptions:
             subscription.lane.shapes[subscription.shape].remove(subscription)
         subscription.lane = subscription.shape = None
         self._strangers.discard(subscription)
+        self._resuming.discard(subscription)
 
     def _leave(self, subscription: _Subscription, *, tell: bool = True) -> None:
         """End it on this link; `tell` says whether the server does not know yet."""
@@ -454,6 +477,7 @@ class Subscriptions:
         held, subscription.held = subscription.held, []
         for transaction in held:
             if transaction.position > position:
+                subscription.start = transaction.position
                 self._output.events.append(transaction)
             elif transaction.confirms:
                 self._output.events.append(

@@ -22,7 +22,7 @@ from rowcast.client.transports.query import query_of
 _CONNECT_SECONDS: Final = 10.0  # as for a WebSocket
 WAIT_SECONDS: Final = 20.0  # proxies close silent requests after 30 s or more; the session, after 37 s
 _PAUSE_SECONDS: Final = 0.5  # between two polls of a table that changes all the time
-_CLIENT_ERRORS: Final = frozenset({400, 404, 422})
+_REFUSALS: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
 
 _decode = msgspec.json.Decoder(JSONObject).decode
 
@@ -114,8 +114,8 @@ class PollingLink:
                 headers = {} if known is None else {"If-None-Match": f'"{known}"'}
                 query = query_of(entry, wait=None if known is None else f"{WAIT_SECONDS:.0f}")
                 response = await self._get(f"/v1/rows/{quote(entry['channel'], safe='')}?{query}", headers)
-                if response.status_code in _CLIENT_ERRORS:
-                    await self._frames.put((_error(response, name), name))
+                if response.status_code in _REFUSALS and (error := _error(response, name)) is not None:
+                    await self._frames.put((error, name))
                     return
                 if response.status_code == HTTPStatus.NOT_MODIFIED:
                     await self._frames.put(({"type": "heartbeat"}, name))
@@ -168,14 +168,10 @@ def _subscribed(
     }
 
 
-def _error(response: httpx.Response, name: str) -> JSONObject:
-    """The server's refusal of a subscription, as the frame that it would have been."""
+def _error(response: httpx.Response, name: str) -> JSONObject | None:
+    """The server's refusal of a subscription, as the frame that it would have been; None if it is not the server's."""
     try:
         answer = _decode(response.content)
-    except msgspec.DecodeError:
-        answer = {}
-    message = answer.get("message") or answer.get("error") or f"the server answered {response.status_code}"
-    code = answer.get("code") or (
-        "unknown_channel" if response.status_code == HTTPStatus.NOT_FOUND else "invalid_filter"
-    )
-    return {"type": "error", "id": name, "code": code, "message": message}
+        return {"type": "error", "id": name, "code": answer["code"], "message": answer["error"]}
+    except (msgspec.DecodeError, KeyError):
+        return None

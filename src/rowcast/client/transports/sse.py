@@ -23,7 +23,6 @@ from rowcast.client.transports.query import query_of
 _CONNECT_SECONDS: Final = 10.0  # as for a WebSocket
 _QUEUE_FRAMES: Final = 256  # beyond it the streams are not read, so that the server holds back
 _NAMED: Final = frozenset({"subscribed", "resync", "error"})  # frames that carry their subscription's id
-_CLIENT_ERRORS: Final = frozenset({400, 404, 422})
 
 _decode = msgspec.json.Decoder(JSONObject).decode
 
@@ -92,7 +91,7 @@ class EventStreamLink:
         )
         try:
             async with self._client.stream("GET", f"{self._http}/sse?{query}") as response:
-                if response.status_code in _CLIENT_ERRORS:
+                if response.status_code == HTTPStatus.BAD_REQUEST:
                     text = (await response.aread()).decode(errors="replace")
                     frame = {"type": "error", "id": name, "code": "invalid_frame", "message": text}
                     await self._frames.put((frame, name))
