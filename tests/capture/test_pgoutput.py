@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import TypeAlias
 
 import psycopg
 import pytest
 from hypothesis import given, strategies as st
+from tests.capture.encoding import change, encode
 
 from rowcast.capture.pgoutput import (
-    POSTGRES_EPOCH_US,
     Begin,
     Commit,
     Decoder,
@@ -28,68 +26,7 @@ from rowcast.capture.pgoutput import (
     Update,
 )
 from rowcast.errors import DecodeError
-from rowcast.model import MISSING, Row, Value
-
-Tuples: TypeAlias = Sequence[tuple[bytes, Row]]
-
-IDENTITIES = {"default": b"d", "nothing": b"n", "full": b"f", "index": b"i"}
-
-
-def cstring(text: str) -> bytes:
-    return text.encode() + b"\0"
-
-
-def value(content: Value) -> bytes:
-    if content is None:
-        return b"n"
-    if content is MISSING:
-        return b"u"
-    return b"t" + struct.pack("!I", len(content)) + content
-
-
-def row_tuple(kind: bytes, row: Row) -> bytes:
-    return kind + struct.pack("!H", len(row)) + b"".join(map(value, row))
-
-
-def change(kind: bytes, oid: int, tuples: Tuples) -> bytes:
-    return kind + struct.pack("!I", oid) + b"".join(row_tuple(*each) for each in tuples)
-
-
-def encode(message: Message) -> bytes:
-    """What PostgreSQL would send for it; old rows as full ones."""
-    match message:
-        case Begin(final_lsn, timestamp_us, xid):
-            return b"B" + struct.pack("!QqI", final_lsn, timestamp_us - POSTGRES_EPOCH_US, xid)
-        case Commit(commit_lsn, end_lsn, timestamp_us):
-            return b"C" + struct.pack("!BQQq", 0, commit_lsn, end_lsn, timestamp_us - POSTGRES_EPOCH_US)
-        case LogicalMessage(transactional, lsn, prefix, content):
-            head = struct.pack("!BQ", transactional, lsn) + cstring(prefix)
-            return b"M" + head + struct.pack("!I", len(content)) + content
-        case Origin(commit_lsn, name):
-            return b"O" + struct.pack("!Q", commit_lsn) + cstring(name)
-        case Type(oid, schema, name):
-            return b"Y" + struct.pack("!I", oid) + cstring(schema) + cstring(name)
-        case Relation(oid, schema, name, replica_identity, columns):
-            head = struct.pack("!I", oid) + cstring(schema) + cstring(name) + IDENTITIES[replica_identity]
-            return (
-                b"R"
-                + head
-                + struct.pack("!H", len(columns))
-                + b"".join(
-                    struct.pack("!B", is_key) + cstring(column) + struct.pack("!Ii", type_oid, modifier)
-                    for column, type_oid, modifier, is_key in columns
-                )
-            )
-        case Insert(oid, new):
-            return change(b"I", oid, [(b"N", new)])
-        case Update(oid, old, new):
-            return change(b"U", oid, [*([] if old is None else [(b"O", old)]), (b"N", new)])
-        case Delete(oid, old):
-            return change(b"D", oid, [(b"O", old)])
-        case Truncate(oids, cascade, restart_identity):
-            options = cascade | restart_identity << 1
-            return b"T" + struct.pack(f"!IB{len(oids)}I", len(oids), options, *oids)
-
+from rowcast.model import MISSING
 
 PROJECTS = Relation(
     oid=16385,
@@ -334,3 +271,14 @@ def test_what_postgresql_sends_is_understood(connection: psycopg.Connection) -> 
     assert begin.xid == rows[0][1] % 2**32
     assert begin.timestamp_us == commit.timestamp_us > 1_600_000_000_000_000
     assert begin.final_lsn == commit.commit_lsn < commit.end_lsn
+
+
+def test_a_null_that_may_stand_for_a_value_that_was_not_logged_is_missing(decoder: Decoder) -> None:
+    decoder.nulls_unknown.add(PROJECTS.oid)
+    old = (b"1", b"name", None)
+    update = change(b"U", PROJECTS.oid, [(b"O", old), (b"N", (b"2", b"name", MISSING))])
+    assert decoder.decode(update) == Update(PROJECTS.oid, (b"1", b"name", MISSING), (b"2", b"name", MISSING))
+
+    decoder.decode(encode(PROJECTS))
+
+    assert decoder.decode(update) == Update(PROJECTS.oid, old, (b"2", b"name", None))

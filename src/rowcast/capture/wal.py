@@ -54,7 +54,6 @@ _logger: Final = logging.getLogger(__name__)
 MAX_TRANSACTION_BYTES: Final = 64 * 1024**2
 # Below what fills a small disk, above what a busy database writes in the longest replay window.
 MAX_SLOT_WAL_BYTES: Final = 4 * 1024**3
-_RETRY_SECONDS: Final = 1.0  # soon enough for people, seldom enough for a server in trouble
 
 # What a new connection can mend.
 _CONNECTION_ERRORS: Final = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
@@ -98,6 +97,7 @@ class WalCapture:
         heartbeat_seconds: How often an idle database is made to move its positions.
         max_transaction_bytes: A transaction above it is answered by a Gap; its rows are not held in memory.
         max_slot_wal_bytes: When the slot retains more, everything delivered is acknowledged at once.
+        retry_seconds: Between attempts to connect.
 
     Attributes:
         status: See `CaptureStatus`; the same object all the time.
@@ -114,6 +114,7 @@ class WalCapture:
         heartbeat_seconds: float = 10.0,
         max_transaction_bytes: int = MAX_TRANSACTION_BYTES,
         max_slot_wal_bytes: int = MAX_SLOT_WAL_BYTES,
+        retry_seconds: float = 1.0,  # soon enough for people, seldom enough for a server in trouble
     ) -> None:
         self.status = CaptureStatus()
         self._dsn = dsn
@@ -122,6 +123,7 @@ class WalCapture:
         self._heartbeat_seconds = heartbeat_seconds
         self._max_transaction_bytes = max_transaction_bytes
         self._max_slot_wal_bytes = max_slot_wal_bytes
+        self._retry_seconds = retry_seconds
         self._link: _Link | None = None
         self._position: Position | None = None  # the last delivered
         self._acknowledged = 0
@@ -152,7 +154,8 @@ class WalCapture:
         Raises:
             CaptureError: PostgreSQL cannot be captured from; the text says how to mend it.
         """
-        self._link = await self._keep_connecting(_CONNECTION_ERRORS)
+        if self._link is None:
+            self._link = await self._keep_connecting(_CONNECTION_ERRORS)
         return self._delivered
 
     async def events(self) -> AsyncIterator[Sequence[Event]]:
@@ -228,7 +231,7 @@ class WalCapture:
             except waited_for as error:
                 state = "degraded" if self._position else "starting"
                 self._set_state(state, f"PostgreSQL cannot be reached, trying again: {one_line(error)}")
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(self._retry_seconds)
 
     async def _lose_link(self, error: Exception) -> None:
         if self._closed:
@@ -238,7 +241,7 @@ class WalCapture:
         link, self._link = self._link, None
         if link is not None:
             await link.close()
-        await asyncio.sleep(_RETRY_SECONDS)
+        await asyncio.sleep(self._retry_seconds)
 
     def _set_state(self, state: str, reason: str) -> None:
         if (state, reason) != (self.status.state, self.status.reason):
@@ -444,7 +447,7 @@ class WalCapture:
                 )
             self._gives_way = True
             self.acknowledge(self._delivered)
-            link.stream.send_status()
+        link.stream.send_status()
         membership = await read_membership(link.control, self._publication)
         if membership.signature not in {self._membership.signature, link.announced}:
             # Through the stream, so that it takes effect behind the changes that were made before.
