@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import parse_qs
 
+import msgspec
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
@@ -21,7 +22,9 @@ from rowcast.protocol.native import Form
 from rowcast.server.connection import ClientConnection
 from rowcast.server.service import Service
 
-_PARAMETERS: Final = frozenset({"channel", "filter", "where", "columns", "since", "snapshot", "form", "token"})
+_PARAMETERS: Final = frozenset(
+    {"channel", "filter", "where", "params", "columns", "since", "snapshot", "form", "token"}
+)
 
 
 class AsgiTransport:
@@ -116,6 +119,8 @@ class EventStreamEndpoint:
         refusal = service.refusal(headers.get("origin"), headers.get("host"))
         if refusal is None and scope["method"] != "GET":
             refusal = (405, "an event stream is read with GET")
+        form: Form = "plain"
+        wishes: list[dict[str, object]] = []
         try:
             form, wishes = _wishes(scope, headers)
         except ValueError as error:
@@ -194,13 +199,18 @@ def _wishes(scope: Scope, headers: Mapping[str, str]) -> tuple[Form, list[dict[s
     if not channels:
         raise ValueError("name what to watch: /sse?channel=projects")
     common: dict[str, object] = {}
-    for name in ("filter", "where", "columns"):
+    for name in ("filter", "where", "params", "columns"):
         if name in query:
             if len(channels) > 1:
                 raise ValueError(f"{name} belongs to one channel: open a stream for each")
             common[name] = query[name][-1]
     if "columns" in query:
         common["columns"] = query["columns"][-1].split(",")
+    if "params" in query:
+        try:
+            common["params"] = msgspec.json.decode(query["params"][-1])
+        except msgspec.DecodeError as error:
+            raise ValueError(f"params must be a JSON list: {error}") from None
     since = headers.get("last-event-id") or query.get("since", [""])[-1]
     if since:
         common["since"] = parse_position(since)
@@ -209,7 +219,7 @@ def _wishes(scope: Scope, headers: Mapping[str, str]) -> tuple[Form, list[dict[s
     form = query.get("form", ["plain"])[-1]
     if form not in ("plain", "full"):
         raise ValueError(f"form is plain or full, not {form}")
-    return cast("Form", form), [{"id": channel, "channel": channel, **common} for channel in channels]
+    return form, [{"id": channel, "channel": channel, **common} for channel in channels]
 
 
 def cors_headers(service: Service, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from rowcast.client.decoding import decode_frame
 from rowcast.client.events import JSONObject
 from rowcast.client.state import TransportName
 from rowcast.client.transports import Endpoints, LinkEndedError, refusal
@@ -23,8 +24,6 @@ _CONNECT_SECONDS: Final = 10.0  # as for a WebSocket
 WAIT_SECONDS: Final = 20.0  # proxies close silent requests after 30 s or more; the session, after 37 s
 _PAUSE_SECONDS: Final = 0.5  # between two polls of a table that changes all the time
 _REFUSALS: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND})
-
-_decode = msgspec.json.Decoder(JSONObject).decode
 
 
 class PollingLink:
@@ -84,7 +83,7 @@ class PollingLink:
             if response.status_code != HTTPStatus.OK:
                 raise refusal(response.status_code)
             tables: dict[str, JSONObject] = {
-                each["channel"]: each for each in _decode(response.content)["channels"]
+                each["channel"]: each for each in decode_frame(response.content)["channels"]
             }
         except LinkEndedError as error:
             await self._frames.put(error)
@@ -122,7 +121,7 @@ class PollingLink:
                     continue
                 if response.status_code != HTTPStatus.OK:
                     raise refusal(response.status_code)
-                answer = _decode(response.content)
+                answer = decode_frame(response.content)
                 known = answer["position"]
                 if not announced:
                     await self._frames.put((_subscribed(entry, shape, answer, tables), name))
@@ -171,7 +170,7 @@ def _subscribed(
 def _error(response: httpx.Response, name: str) -> JSONObject | None:
     """The server's refusal of a subscription, as the frame that it would have been; None if it is not the server's."""
     try:
-        answer = _decode(response.content)
+        answer = decode_frame(response.content)
         return {"type": "error", "id": name, "code": answer["code"], "message": answer["error"]}
     except (msgspec.DecodeError, KeyError):
         return None

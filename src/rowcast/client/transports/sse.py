@@ -15,6 +15,7 @@ from typing import Final
 import httpx
 import msgspec
 
+from rowcast.client.decoding import decode_frame
 from rowcast.client.events import JSONObject
 from rowcast.client.state import TransportName
 from rowcast.client.transports import Endpoints, LinkEndedError, refusal
@@ -23,8 +24,6 @@ from rowcast.client.transports.query import query_of
 _CONNECT_SECONDS: Final = 10.0  # as for a WebSocket
 _QUEUE_FRAMES: Final = 256  # beyond it the streams are not read, so that the server holds back
 _NAMED: Final = frozenset({"subscribed", "resync", "error"})  # frames that carry their subscription's id
-
-_decode = msgspec.json.Decoder(JSONObject).decode
 
 
 class EventStreamLink:
@@ -104,7 +103,7 @@ class EventStreamLink:
                         f"no event stream, but {kind or 'something unnamed'}", failure="unsuitable"
                     )
                 async for data in _events(response.aiter_bytes()):
-                    await self._take(_decode(data), name)
+                    await self._take(decode_frame(data), name)
             raise LinkEndedError("the event stream ended")
         except LinkEndedError as error:
             ended = error
