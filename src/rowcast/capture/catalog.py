@@ -70,7 +70,7 @@ SELECT chosen.oid, namespace.nspname, class.relname,
             FROM pg_index AS index
             CROSS JOIN unnest(index.indkey) WITH ORDINALITY AS part (attnum, place)
             JOIN pg_attribute ON attrelid = index.indrelid AND pg_attribute.attnum = part.attnum
-            WHERE index.indrelid = chosen.oid AND (index.indisprimary OR index.indisreplident)
+            WHERE index.indrelid = chosen.oid AND (index.indisprimary OR index.indisreplident) AND index.indimmediate
               AND part.place <= index.indnkeyatts
             GROUP BY index.indexrelid, index.indisprimary
         ) AS key

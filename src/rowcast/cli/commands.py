@@ -9,8 +9,12 @@ import click
 
 from rowcast import __version__
 from rowcast.cli.config import config
+from rowcast.cli.demo import demo
 from rowcast.cli.doctor import doctor
+from rowcast.cli.mirror import mirror
+from rowcast.cli.serve import serve
 from rowcast.cli.setup import setup
+from rowcast.cli.tail import tail
 from rowcast.errors import ConfigurationError, NotInstalledError, RowcastError
 
 
@@ -78,5 +82,5 @@ def rowcast() -> None:
     """  # noqa: D301 - click wants the backspace itself
 
 
-for command in (setup, doctor, config):
+for command in (demo, setup, serve, tail, mirror, doctor, config):
     rowcast.add_command(command)

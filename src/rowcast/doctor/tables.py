@@ -27,7 +27,7 @@ WITH published AS (
 )
 SELECT relation.oid, format('%%I.%%I', space.nspname, relation.relname) AS name, relkind::text AS kind,
     relpersistence::text AS persistence, relreplident::text AS identity, relispartition AS is_partition,
-    EXISTS (SELECT FROM pg_index WHERE indrelid = relation.oid AND indisprimary) AS has_key,
+    EXISTS (SELECT FROM pg_index WHERE indrelid = relation.oid AND indisprimary AND indimmediate) AS has_key,
     relation.oid IN (SELECT oid FROM published) AS published
 FROM members JOIN pg_class AS relation ON relation.oid = members.oid
 JOIN pg_namespace AS space ON space.oid = relation.relnamespace
@@ -142,7 +142,7 @@ def primary_keys(database: Database) -> Iterator[Problem]:
     for table in database.tables:
         if not table.has_key and not table.is_partition:
             yield warning(
-                f"{table.name} has no primary key: changes carry no key, and equal rows cannot be told apart",
+                f"{table.name} has no primary key (a deferrable one does not count): changes carry no key, and equal rows cannot be told apart",
                 f"ALTER TABLE {table.name} ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY;",
             )
 
