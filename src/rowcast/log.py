@@ -105,7 +105,11 @@ class MemoryLog:
                 return
             # Progress only ages the floor; one mark a second does that as well as a thousand.
             last = len(self._entries) - 1
-            if last >= self._first and isinstance(self._entries[last], Progress) and now - self._times[last] < 1.0:
+            if (
+                last >= self._first
+                and isinstance(self._entries[last], Progress)
+                and now - self._times[last] < 1.0
+            ):
                 self._head = entry.position
                 self._entries[last] = entry
                 self._positions[last] = entry.position
@@ -130,9 +134,7 @@ class MemoryLog:
     def trim(self, now: float) -> Position:
         oldest = now - self._max_seconds
         last = len(self._entries) - 1
-        while self._first < last and (
-            self.size_bytes > self._max_bytes or self._times[self._first] < oldest
-        ):
+        while self._first < last and (self.size_bytes > self._max_bytes or self._times[self._first] < oldest):
             entry = self._entries[self._first]
             if isinstance(entry, Transaction):
                 self._newest_evicted_xid = max(self._newest_evicted_xid, entry.xid)

@@ -24,7 +24,7 @@ class Missing(Enum):
 # An unchanged TOAST value of an UPDATE, or a column outside the key in an old row that holds the key only.
 MISSING: Final = Missing.MISSING
 
-Value: TypeAlias = bytes | None | Missing
+Value: TypeAlias = bytes | Missing | None
 Row: TypeAlias = tuple[Value, ...]  # one per column of its Table, in the same order
 Operation: TypeAlias = Literal["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
 
@@ -57,7 +57,11 @@ def parse_position(text: str) -> Position:
     """
     epoch, dash, number = text[:EPOCH_DIGITS], text[EPOCH_DIGITS : EPOCH_DIGITS + 1], text[EPOCH_DIGITS + 1 :]
     digits = set("0123456789abcdef")
-    if len(text) != POSITION_LENGTH or dash != "-" or not (digits.issuperset(epoch) and digits.issuperset(number)):
+    if (
+        len(text) != POSITION_LENGTH
+        or dash != "-"
+        or not (digits.issuperset(epoch) and digits.issuperset(number))
+    ):
         raise ValueError(
             "a position has 16 hex digits, a dash and 16 hex digits: send one back exactly as a frame gave it"
         )

@@ -25,10 +25,10 @@ and a row from the stream are byte-equal.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, LiteralString, cast
 
 import psycopg
 from psycopg import sql
@@ -78,7 +78,7 @@ class SnapshotReader:
     @asynccontextmanager
     async def read(
         self, table: Table, bound: BoundFilter | None, newest_evicted_xid: int
-    ) -> AsyncIterator[tuple[Visibility, AsyncIterator[list[Row]]]]:
+    ) -> AsyncGenerator[tuple[Visibility, AsyncIterator[list[Row]]]]:
         """Begin to read the rows of a table that a filter lets through.
 
         Args:
@@ -116,7 +116,7 @@ class SnapshotReader:
             return int(row[0]) - 1
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def _connection(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
         connection = self._idle.pop() if self._idle else await self._connect()
         try:
             if connection.closed:
@@ -128,7 +128,7 @@ class SnapshotReader:
         self._idle.append(connection)
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        connection = await psycopg.AsyncConnection.connect(
+        return await psycopg.AsyncConnection.connect(
             self._dsn,
             autocommit=True,
             options=session_options(),
@@ -136,7 +136,6 @@ class SnapshotReader:
             connect_timeout=_CONNECT_SECONDS,
             prepare_threshold=None,  # a pooler in transaction mode has no place for prepared statements
         )
-        return connection
 
     async def close(self) -> None:
         """Close the connections that are idle."""
@@ -154,7 +153,8 @@ async def _sees_the_dropped(
     if not suspects:
         return True
     cursor = await connection.execute(
-        "SELECT bool_or(pg_xact_status(xid::text::xid8) = 'committed') FROM unnest(%s::bigint[]) AS xid", (suspects,)
+        "SELECT bool_or(pg_xact_status(xid::text::xid8) = 'committed') FROM unnest(%s::bigint[]) AS xid",
+        (suspects,),
     )
     row = await cursor.fetchone()
     return row is None or not row[0]
@@ -166,7 +166,7 @@ async def _rows(
     query = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
         sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns),
         sql.Identifier(table.schema, table.name),
-        sql.SQL(f" WHERE {bound.sql}" if bound is not None else ""),  # type: ignore[arg-type] # the printer quotes
+        sql.SQL(cast("LiteralString", f" WHERE {bound.sql}" if bound else "")),  # the printer quotes
     )
     # A batch is what has arrived: a few hundred rows that were encoded together cost less than each by itself.
     rows: list[Row] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.streams import Collector, change, row, table, transaction
 
 from rowcast.errors import ProtocolError
 from rowcast.hub import Hub, Request, Subscriber, Subscription
@@ -16,10 +17,11 @@ from rowcast.model import Position
 from rowcast.protocol.forms import FULL, PLAIN
 from rowcast.protocol.framing import LINE
 from rowcast.protocol.native import NativeSession, Reply, ServerState
-from tests.streams import Collector, change, row, table, transaction
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-BLOCKS: list[dict[str, Any]] = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
+BLOCKS: list[dict[str, Any]] = [
+    json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+]
 INLINE: list[dict[str, Any]] = [json.loads(text) for text in re.findall(r'`(\{"type": .*?\})`', PAGE)]
 HEAD = Position("5e1f0c6a9d3b2e47-00000000016b3890")
 BASE = Position("5e1f0c6a9d3b2e47-00000000016b3748")
@@ -78,7 +80,9 @@ class Stage:
 
 def find(**wanted: object) -> dict[str, Any]:
     """The page's one block that has these fields."""
-    found = [each for each in BLOCKS if all(each.get(name, "absent") == value for name, value in wanted.items())]
+    found = [
+        each for each in BLOCKS if all(each.get(name, "absent") == value for name, value in wanted.items())
+    ]
     assert len(found) == 1, (wanted, found)
     return found[0]
 
@@ -142,7 +146,10 @@ def test_status_goodbye_and_error() -> None:
     jobs = table("jobs", "id bigint", oid=1001)
     hub = Hub(stage.hub.log, {stage.table.oid: stage.table, jobs.oid: jobs})
     with pytest.raises(ProtocolError) as refused:
-        hub.subscribe(Subscriber(stage.sink, PLAIN, LINE, lambda *_: None, lambda *_: None), Request("project", "project"))
+        hub.subscribe(
+            Subscriber(stage.sink, PLAIN, LINE, lambda *_: None, lambda *_: None),
+            Request("project", "project"),
+        )
     assert sent(client.error(refused.value, "project")) == find(type="error")
 
 
@@ -161,8 +168,6 @@ def test_every_code_in_the_source_is_on_the_page() -> None:
         for path in (Path(__file__).parents[2] / "src" / "rowcast" / room).glob("*.py")
     )
     codes = set(re.findall(r'ProtocolError\(\s*"([a-z_]+)"', source))
-    closes = set(re.findall(r'(?:drop|close|Close|finish)\(\s*(?:_\w+, )?(\d{4})', source))
+    closes = set(re.findall(r"(?:drop|close|Close|finish)\(\s*(?:_\w+, )?(\d{4})", source))
     for code in codes | closes:
         assert f"`{code}`" in PAGE or f"| {code} |" in PAGE, code
-
-

@@ -216,7 +216,9 @@ async def test_another_path_is_no_websocket(addresses: Addresses) -> None:
     assert refused.value.response.status_code == 404
 
 
-async def test_half_a_frame_and_silence_harms_nobody(addresses: Addresses, connection: psycopg.Connection) -> None:
+async def test_half_a_frame_and_silence_harms_nobody(
+    addresses: Addresses, connection: psycopg.Connection
+) -> None:
     host, port = addresses.websocket.removeprefix("ws://").removesuffix("/ws").split(":")
     with socket.create_connection((host, int(port))) as half:
         key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13"
@@ -255,14 +257,17 @@ async def test_unsubscribing_ends_the_stream_and_the_shape(
 
 async def test_strange_names_and_values_come_through(dsn: str, connection: psycopg.Connection) -> None:
     connection.execute('CREATE SCHEMA "My.Schema"')
-    connection.execute('CREATE TABLE "My.Schema"."We ""ird"" 🦆.T" ("Id %s" int PRIMARY KEY, "a.b c""d" text)')
+    connection.execute(
+        'CREATE TABLE "My.Schema"."We ""ird"" 🦆.T" ("Id %s" int PRIMARY KEY, "a.b c""d" text)'
+    )
     install(dsn, ['"My.Schema"."We ""ird"" 🦆.T"'])
     async with running(Rowcast(Settings(database_url=dsn, port=0))) as addresses:
         async with connect(addresses.websocket) as client:
             channel = 'My.Schema.We "ird" 🦆.T'
             assert (await ask(client, type="subscribe", channel=channel))["type"] == "subscribed"
             connection.execute(
-                'INSERT INTO "My.Schema"."We ""ird"" 🦆.T" VALUES (1, %s)', ('</script> "🦆" \\ \n \u2028 %s',)
+                'INSERT INTO "My.Schema"."We ""ird"" 🦆.T" VALUES (1, %s)',
+                ('</script> "🦆" \\ \n \u2028 %s',),
             )
             message = await hear(client)
     assert message["new"] == {"Id %s": 1, 'a.b c"d': '</script> "🦆" \\ \n \u2028 %s'}

@@ -18,7 +18,10 @@ from rowcast.model import Operation, Position, Transaction
 class Framing(Protocol):
     """How a transport wraps one message: a WebSocket header, an event stream's field names."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Framings of equal name write equal bytes."""
+        ...
 
     def frame(self, message: bytes, *, event: str = "", position: str = "") -> bytes:
         """Wrap a JSON message.
@@ -33,8 +36,13 @@ class Framing(Protocol):
 class Form(Protocol):
     """How a protocol writes what the hub delivers. Equal names write equal bytes."""
 
-    name: str
-    tells_confirms: bool  # whether a transaction without a visible change is told for its confirms
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tells_confirms(self) -> bool:
+        """Whether a transaction without a visible change is told for its confirms."""
+        ...
 
     def prefix(self, shape: Shape, label: str) -> bytes:
         """What every change of an outlet has in common."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from rowcast.errors import FilterError, ProtocolError
 from rowcast.filters import BoundFilter, Expression, bind, conjunction, equality
 from rowcast.hub.audience import Audience, AudienceKey, Form, Framing, Outlet, Sink, TransactionHeader
-from rowcast.hub.shape import EncodedChange, Projection, Routes, Shape
+from rowcast.hub.shape import EncodedChange, Projection, Routes, Shape, ShapeKey
 from rowcast.log import Log
 from rowcast.model import Event, Gap, Position, Progress, Table, TablesChanged, Transaction, epoch_of
 
@@ -115,7 +115,7 @@ class Hub:
         self.resyncs: Counter[str] = Counter()
         self.transactions = self.changes = 0
         self._numbers = 0
-        self._shapes: dict[tuple[int, frozenset[str] | None, str], Shape] = {}
+        self._shapes: dict[ShapeKey, Shape] = {}
         self._projections: dict[tuple[int, frozenset[str] | None], Projection] = {}
         self._routes: dict[int, Routes] = {}
         self._audiences: dict[AudienceKey, Audience] = {}
@@ -179,7 +179,9 @@ class Hub:
                     continue
                 piece = encoded.get(shape.projection)
                 if piece is None:
-                    piece = encoded[shape.projection] = EncodedChange(change, shape.projection, transaction.position)
+                    piece = encoded[shape.projection] = EncodedChange(
+                        change, shape.projection, transaction.position
+                    )
                 for outlet in shape.outlets.values():
                     fragment = outlet.form.change(outlet.prefix, effect, piece)
                     for audience in outlet.audiences:
@@ -224,7 +226,9 @@ class Hub:
                 if subscription.shape in concerned:
                     self.resync(subscriber, subscription, reason, position)
 
-    def resync(self, subscriber: Subscriber, subscription: Subscription, reason: str, position: Position) -> None:
+    def resync(
+        self, subscriber: Subscriber, subscription: Subscription, reason: str, position: Position
+    ) -> None:
         """Tell one subscriber to read one shape anew; the stream goes on after `position`."""
         crowd = sum(len(audience.members) for audience in subscription.outlet.audiences)
         spread = min(_RESYNC_JITTER_MS + crowd * _RESYNC_JITTER_MS_PER_SUBSCRIBER, _RESYNC_JITTER_MS_MAX)
@@ -331,7 +335,9 @@ class Hub:
                     del active[subscription]
                 elif effect is not None:
                     piece = EncodedChange(change, shape.projection, transaction.position)
-                    fragments.append(subscription.outlet.form.change(subscription.outlet.prefix, effect, piece))
+                    fragments.append(
+                        subscription.outlet.form.change(subscription.outlet.prefix, effect, piece)
+                    )
         return fragments
 
     def unsubscribe(self, subscriber: Subscriber, subscription_id: str) -> Subscription:
@@ -342,7 +348,9 @@ class Hub:
         """
         subscription = subscriber.subscriptions.pop(subscription_id, None)
         if subscription is None:
-            raise ProtocolError("unknown_subscription", f'this connection has no subscription "{subscription_id}"')
+            raise ProtocolError(
+                "unknown_subscription", f'this connection has no subscription "{subscription_id}"'
+            )
         self.join(subscriber)
         self._forget(subscription.outlet)
         return subscription
@@ -389,8 +397,8 @@ class Hub:
         if outlet.uses:
             return
         del shape.outlets[outlet.form.name, outlet.label]
-        if not shape.outlets and self._shapes.get(_shape_key(shape)) is shape:
-            del self._shapes[_shape_key(shape)]
+        if not shape.outlets and self._shapes.get(shape.key) is shape:
+            del self._shapes[shape.key]
             self._routes[shape.table.oid].remove(shape)
 
     def _outlet(self, shape: Shape, form: Form, label: str) -> Outlet:
@@ -400,16 +408,25 @@ class Hub:
             outlet = shape.outlets[key] = Outlet(shape, form, label)
         return outlet
 
-    def _shape(self, request: Request) -> Shape:
+    def describe(self, request: Request) -> Shape:
+        """The shape that a request means: the one that is watched, or one that is not watched yet.
+
+        Raises:
+            ProtocolError: Unknown channel or column, a filter that does not fit.
+        """
         table, bound = self._resolve(request.channel, request.expression)
         names = None if request.columns is None else frozenset(request.columns)
         self._check_columns(table, names)
-        key = (table.oid, names, bound.key if bound else "")
-        shape = self._shapes.get(key)
+        shape = self._shapes.get((table.oid, names, bound.key if bound else ""))
         if shape is None:
             self._numbers += 1
-            shape = self._shapes[key] = Shape(self._numbers, table, names, self._projection(table, names), bound)
-            self._routes.setdefault(table.oid, Routes()).add(shape)
+            shape = Shape(self._numbers, table, names, self._projection(table, names), bound)
+        return shape
+
+    def _shape(self, request: Request) -> Shape:
+        shape = self.describe(request)
+        if self._shapes.setdefault(shape.key, shape) is shape and not shape.outlets:
+            self._routes.setdefault(shape.table.oid, Routes()).add(shape)
         return shape
 
     def _projection(self, table: Table, names: frozenset[str] | None) -> Projection:
@@ -463,7 +480,9 @@ class Hub:
         before, self.tables = self.tables, event.tables
         self._name_channels()
         offered = {table.oid for table in self.channels.values()}
-        changed = {oid for oid, table in before.items() if event.tables.get(oid) is not table or oid not in offered}
+        changed = {
+            oid for oid, table in before.items() if event.tables.get(oid) is not table or oid not in offered
+        }
         if not changed:
             return
         # A replay across this point would mix two forms of a row.
@@ -471,7 +490,7 @@ class Hub:
         stale = {shape for oid in changed for shape in self._routes.pop(oid, ())}
         self._projections = {key: kept for key, kept in self._projections.items() if key[0] not in changed}
         for shape in stale:
-            self._shapes.pop(_shape_key(shape), None)
+            self._shapes.pop(shape.key, None)
         for subscriber in list(self.subscribers):
             for subscription in list(subscriber.subscriptions.values()):
                 if subscription.shape in stale:
@@ -491,7 +510,3 @@ class Hub:
         else:
             subscriber.on_columns(renewed, None)
             self.resync(subscriber, renewed, "schema_changed", position)
-
-
-def _shape_key(shape: Shape) -> tuple[int, frozenset[str] | None, str]:
-    return shape.table.oid, shape.names, shape.filter.key if shape.filter else ""

@@ -7,10 +7,10 @@ decide together: in→in is an UPDATE, out→in an INSERT, in→out a DELETE, ou
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from rowcast.filters import BoundFilter, FilterIndex
-from rowcast.model import MISSING, Change, Operation, Position, Row, Table
+from rowcast.model import MISSING, Change, Operation, Position, Table
 from rowcast.values import RowEncoder
 
 if TYPE_CHECKING:
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 # What a change is for one shape; UNKNOWN where a filter needs a value that PostgreSQL did not send.
 Effect: TypeAlias = Operation | Literal["UNKNOWN"]
+
+
+_ABSENT: Final = object()
+ShapeKey: TypeAlias = tuple[int, frozenset[str] | None, str]
 
 
 class Projection:
@@ -31,8 +35,12 @@ class Projection:
 
     def __init__(self, table: Table, names: frozenset[str] | None) -> None:
         self.table = table
-        chosen = range(len(table.columns)) if names is None else sorted(
-            {index for index, column in enumerate(table.columns) if column.name in names} | set(table.key)
+        chosen = (
+            range(len(table.columns))
+            if names is None
+            else sorted(
+                {index for index, column in enumerate(table.columns) if column.name in names} | set(table.key)
+            )
         )
         self.columns = tuple(chosen)
         self.row = RowEncoder(table.columns, self.columns).encode
@@ -80,7 +88,9 @@ class EncodedChange:
     @property
     def key_changed(self) -> bool:
         old, new = self.change.old, self.change.new
-        return old is not None and new is not None and any(old[i] != new[i] for i in self.projection.table.key)
+        return (
+            old is not None and new is not None and any(old[i] != new[i] for i in self.projection.table.key)
+        )
 
 
 class Shape:
@@ -94,7 +104,12 @@ class Shape:
     __slots__ = ("filter", "names", "number", "outlets", "projection", "table")
 
     def __init__(
-        self, number: int, table: Table, names: frozenset[str] | None, projection: Projection, bound: BoundFilter | None
+        self,
+        number: int,
+        table: Table,
+        names: frozenset[str] | None,
+        projection: Projection,
+        bound: BoundFilter | None,
     ) -> None:
         self.number = number
         self.table = table
@@ -103,18 +118,22 @@ class Shape:
         self.filter = bound
         self.outlets: dict[tuple[str, str], Outlet] = {}
 
+    @property
+    def key(self) -> ShapeKey:
+        """What makes shapes equal."""
+        return self.table.oid, self.names, self.filter.key if self.filter else ""
+
     def effect(self, change: Change) -> Effect | None:
         """What a change of its table means for this shape alone; None for nothing."""
         bound = self.filter
         if bound is None or change.operation == "TRUNCATE":
             return change.operation
-        new, old = change.new, change.old
-        if new is not None and not _known(bound, new):
+        new_in = False if change.new is None else bound.evaluate(change.new)
+        if new_in is MISSING:
             return "UNKNOWN"
+        old_in = MISSING if change.old is None else bound.evaluate(change.old)
         return _effect(
-            change,
-            new_in=new is not None and bound.matches(new),
-            old_in=bound.matches(old) if old is not None and _known(bound, old) else None,
+            change.operation, new_in=new_in is True, old_in=old_in is True, may_be_old=old_in is MISSING
         )
 
     def columns_description(self) -> list[dict[str, str]]:
@@ -161,33 +180,31 @@ class Routes:
             for shape in self._filtered:
                 yield shape, operation
             return
-        new, old = change.new, change.old
-        if (new is not None and MISSING in new) or (operation != "INSERT" and (old is None or MISSING in old)):
-            # Without the whole row the index may miss; each shape decides with the columns it needs.
-            for shape in self._filtered:
-                effect = shape.effect(change)
-                if effect is not None:
-                    yield shape, effect
+        new_in, unknown = ([], []) if change.new is None else self._index.partition(change.new)
+        for shape in unknown:
+            yield shape, "UNKNOWN"
+        if operation == "INSERT":
+            for shape in new_in:
+                yield shape, "INSERT"
             return
-        old_in = frozenset(self._index.match(old)) if old is not None else frozenset[Shape]()
-        if new is not None:
-            for shape in self._index.match(new):
-                yield shape, "UPDATE" if shape in old_in else "INSERT"
-                old_in -= {shape}
-        for shape in old_in:
+        if change.old is None:
+            # PostgreSQL did not send the old row: whoever does not get the new one may have had it.
+            old_in, may_be_old = list[Shape](), list(self._filtered)
+        else:
+            old_in, may_be_old = self._index.partition(change.old)
+        left = dict.fromkeys((*old_in, *may_be_old))
+        for shape in unknown:
+            left.pop(shape, None)
+        for shape in new_in:
+            yield shape, "INSERT" if left.pop(shape, _ABSENT) is _ABSENT else "UPDATE"
+        for shape in left:
             yield shape, "DELETE"
 
 
-def _known(bound: BoundFilter, row: Row | None) -> bool:
-    return row is not None and all(row[index] is not MISSING for index in bound.columns)
-
-
-def _effect(change: Change, *, new_in: bool, old_in: bool | None) -> Operation | None:
-    """The table of rule 5. `old_in` is None where PostgreSQL did not send enough of the old row to know."""
-    if change.operation == "INSERT":
+def _effect(operation: Operation, *, new_in: bool, old_in: bool, may_be_old: bool) -> Operation | None:
+    """The table of rule 5. `may_be_old`: PostgreSQL did not send enough of the old row to know."""
+    if operation == "INSERT":
         return "INSERT" if new_in else None
-    if change.operation == "DELETE":
-        return None if old_in is False else "DELETE"
     if new_in:
-        return "INSERT" if old_in is False else "UPDATE"
-    return None if old_in is False else "DELETE"
+        return "UPDATE" if old_in or may_be_old else "INSERT"
+    return "DELETE" if old_in or may_be_old else None

@@ -25,8 +25,8 @@ _OPERATIONS: Final[dict[Operation, bytes]] = {
 class PlainForm:
     """One flat message per change."""
 
-    name: Final = "plain"
-    tells_confirms: Final = False
+    name: str = "plain"
+    tells_confirms: bool = False
 
     def prefix(self, shape: Shape, label: str) -> bytes:
         subscription, channel = _split_label(label)
@@ -75,8 +75,8 @@ class PlainForm:
 class FullForm:
     """One message per transaction, for clients that keep rows."""
 
-    name: Final = "full"
-    tells_confirms: Final = True
+    name: str = "full"
+    tells_confirms: bool = True
 
     def prefix(self, shape: Shape, label: str) -> bytes:  # noqa: ARG002 - shapes are named by number
         return b'{"shape":%d,' % shape.number

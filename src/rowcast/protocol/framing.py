@@ -11,7 +11,7 @@ from typing import Final
 class WebSocketFraming:
     """One unmasked text frame (RFC 6455, section 5.2)."""
 
-    name: Final = "websocket"
+    name: str = "websocket"
 
     def frame(self, message: bytes, *, event: str = "", position: str = "") -> bytes:  # noqa: ARG002
         size = len(message)
@@ -25,7 +25,7 @@ class WebSocketFraming:
 class EventStreamFraming:
     """One event of a `text/event-stream` (HTML standard, section 9.2). JSON holds no raw line break."""
 
-    name: Final = "event-stream"
+    name: str = "event-stream"
 
     def frame(self, message: bytes, *, event: str = "", position: str = "") -> bytes:
         head = b"event: %s\n" % event.encode() if event else b""
@@ -37,7 +37,7 @@ class EventStreamFraming:
 class LineFraming:
     """One line a message: for transports that send each message by itself, and for NDJSON."""
 
-    name: Final = "line"
+    name: str = "line"
 
     def frame(self, message: bytes, *, event: str = "", position: str = "") -> bytes:  # noqa: ARG002
         return message + b"\n"

@@ -83,7 +83,7 @@ class TokenFrame(msgspec.Struct, tag_field="type", tag="token"):
 
 
 _ClientFrame: TypeAlias = SubscribeFrame | HelloFrame | UnsubscribeFrame | HeartbeatFrame | TokenFrame
-_decode: Final = msgspec.json.Decoder(_ClientFrame).decode
+_decoder: Final[msgspec.json.Decoder[_ClientFrame]] = msgspec.json.Decoder(_ClientFrame)
 _TYPES: Final = ("subscribe", "unsubscribe", "hello", "heartbeat", "token")
 
 
@@ -195,7 +195,9 @@ class NativeSession:
         refusal = self._admit(now)
         if refusal is not None:
             return refusal
-        return [self.error(ProtocolError("binary_frame", "frames must be text: send the JSON as a text frame"))]
+        return [
+            self.error(ProtocolError("binary_frame", "frames must be text: send the JSON as a text frame"))
+        ]
 
     def _admit(self, now: float) -> list[Command] | None:
         """A token bucket: None to go on, else what to answer instead."""
@@ -211,7 +213,9 @@ class NativeSession:
         if self._warned:
             return []
         self._warned = True
-        message = f"more than {rate:g} messages a second: this one was not read; slow down, or be disconnected"
+        message = (
+            f"more than {rate:g} messages a second: this one was not read; slow down, or be disconnected"
+        )
         return [self.error(ProtocolError("rate_limited", message))]
 
     def _handle(self, frame: _ClientFrame) -> list[Command]:
@@ -228,7 +232,9 @@ class NativeSession:
         if isinstance(frame, UnsubscribeFrame):
             name = frame.id if frame.id is not None else frame.channel
             if name is None:
-                raise ProtocolError("invalid_frame", "unsubscribe needs the `id` (or `channel`) of a subscription")
+                raise ProtocolError(
+                    "invalid_frame", "unsubscribe needs the `id` (or `channel`) of a subscription"
+                )
             return [Unsubscribe(name)]
         if isinstance(frame, HeartbeatFrame):
             return [] if frame.id is None else [self.heartbeat(frame.id)]
@@ -287,15 +293,10 @@ class NativeSession:
                 f"a connection may hold {self.max_subscriptions} subscriptions: unsubscribe from some first",
             )
         if frame.snapshot and frame.since is not None:
-            raise ProtocolError("invalid_frame", "`snapshot` and `since` exclude each other: send one of them")
-        request = Request(
-            subscription=name,
-            channel=frame.channel,
-            columns=None if frame.columns is None else tuple(frame.columns),
-            expression=_expression(frame),
-            since=None if frame.since is None else _position(frame.since),
-            label="" if self.form == "full" else plain_label(name, frame.channel),
-        )
+            raise ProtocolError(
+                "invalid_frame", "`snapshot` and `since` exclude each other: send one of them"
+            )
+        request = _request(frame, name, "" if self.form == "full" else plain_label(name, frame.channel))
         self.subscriptions.add(name)
         return Wish(request, frame.snapshot)
 
@@ -369,6 +370,30 @@ class NativeSession:
         return _reply("error", code=error.code, message=str(error), **fields)
 
 
+def parse_request(fields: dict[str, object]) -> Request:
+    """Read what to watch from the fields of a subscribe frame, for requests that are no subscription.
+
+    Raises:
+        ProtocolError: A field is wrong.
+    """
+    try:
+        frame = msgspec.convert({"id": "request", **fields}, _Entry)
+    except msgspec.ValidationError as error:
+        raise ProtocolError("invalid_frame", str(error)) from None
+    return _request(frame, frame.id, plain_label(frame.id, frame.channel))
+
+
+def _request(frame: SubscribeFrame | _Entry, name: str, label: str) -> Request:
+    return Request(
+        subscription=name,
+        channel=frame.channel,
+        columns=None if frame.columns is None else tuple(frame.columns),
+        expression=_expression(frame),
+        since=None if frame.since is None else _position(frame.since),
+        label=label,
+    )
+
+
 def _reply(kind: str, **fields: object) -> Reply:
     return Reply(_encode({"type": kind, **fields}), kind)
 
@@ -377,16 +402,20 @@ def _parse(text: bytes) -> _ClientFrame:
     """Decode a client's frame; tell what is wrong with one that is not ours."""
     try:
         try:
-            return _decode(text)
+            return _decoder.decode(text)
         except msgspec.ValidationError as error:
             reason = str(error)
             value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("malformed_json", f"the frame is not JSON: {error}") from None
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
-        raise ProtocolError("invalid_frame", 'a frame is a JSON object with a "type", such as {"type":"subscribe"}')
+        raise ProtocolError(
+            "invalid_frame", 'a frame is a JSON object with a "type", such as {"type":"subscribe"}'
+        )
     if value["type"] not in _TYPES:
-        raise ProtocolError("unknown_type", f'there is no type "{value["type"][:40]}"; known: {", ".join(_TYPES)}')
+        raise ProtocolError(
+            "unknown_type", f'there is no type "{value["type"][:40]}"; known: {", ".join(_TYPES)}'
+        )
     raise ProtocolError("invalid_frame", f"{value['type']}: {reason}")
 
 

@@ -1,14 +1,14 @@
 """The ASGI application: what `rowcast serve` runs, and what mounts in yours.
 
-    rowcast = Rowcast(database_url="postgresql://…")
-    app = FastAPI(lifespan=rowcast.lifespan)
-    app.mount("/realtime", rowcast)
+rowcast = Rowcast(database_url="postgresql://…")
+app = FastAPI(lifespan=rowcast.lifespan)
+app.mount("/realtime", rowcast)
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ from rowcast.capture import Capture
 from rowcast.capture.wal import WalCapture
 from rowcast.errors import ConfigurationError
 from rowcast.server.asgi import EventStreamEndpoint, WebSocketEndpoint, cors_headers
+from rowcast.server.rows import RowsEndpoint
 from rowcast.server.service import Service
 from rowcast.settings import Settings
 
@@ -55,6 +56,7 @@ class Rowcast:
             routes=[
                 WebSocketRoute("/ws", WebSocketEndpoint(lambda: self.service)),
                 Route("/sse", EventStreamEndpoint(lambda: self.service)),
+                Route("/v1/rows/{channel:path}", RowsEndpoint(lambda: self.service).answer),
                 Route("/v1/channels", self._channels),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
@@ -82,7 +84,7 @@ class Rowcast:
             await self._app(scope, receive, send)
 
     @asynccontextmanager
-    async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002 - the signature that frameworks call
+    async def lifespan(self, app: Any) -> AsyncGenerator[None]:  # noqa: ARG002 - the signature that frameworks call
         """Run the service while the application runs: `FastAPI(lifespan=rowcast.lifespan)`."""
         service = self.prepare()
         await service.start()
@@ -97,7 +99,7 @@ class Rowcast:
         """Combine with a lifespan that the application has already: `FastAPI(lifespan=rowcast.wrap(mine))`."""
 
         @asynccontextmanager
-        async def both(app: Any) -> AsyncIterator[Any]:
+        async def both(app: Any) -> AsyncGenerator[Any]:
             async with self.lifespan(app), inner(app) as state:
                 yield state
 

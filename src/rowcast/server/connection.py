@@ -29,7 +29,10 @@ _PIECE_BYTES: Final = 256 * 1024
 class Transport(Protocol):
     """What carries a connection's bytes."""
 
-    two_way: bool  # whether the client can send; one that cannot is not expected to
+    @property
+    def two_way(self) -> bool:
+        """Whether the client can send; one that cannot is not expected to."""
+        ...
 
     def write(self, data: bytes | memoryview) -> None:
         """Write framed bytes; calls the connection's `pause` when it has enough for now."""
@@ -139,7 +142,7 @@ class ClientConnection:
         if self.subscriber is None:
             form = FULL if self.session.form == "full" else PLAIN
             self.subscriber = Subscriber(self, form, self.framing, self._resync, self._columns)
-            if form is FULL and self.service.ready:
+            if form.name == FULL.name and self.service.ready:
                 self.service.hub.join(self.subscriber)
         return self.subscriber
 
@@ -154,7 +157,7 @@ class ClientConnection:
                 continue  # unsubscribed while it was waiting for the server to be ready
             try:
                 # A full-form client puts a snapshot and what comes meanwhile together; a plain one cannot.
-                active = not wish.snapshot or subscriber.form is FULL
+                active = not wish.snapshot or subscriber.form.name == FULL.name
                 begun.append((wish, hub.subscribe(subscriber, wish.request, active=active)))
             except ProtocolError as error:
                 self.reply(self.session.refused(wish.request.subscription, error))
@@ -186,7 +189,9 @@ class ClientConnection:
 
     def _unsubscribe(self, name: str) -> None:
         subscriber = self.subscriber
-        if name in self.session.subscriptions and (subscriber is None or name not in subscriber.subscriptions):
+        if name in self.session.subscriptions and (
+            subscriber is None or name not in subscriber.subscriptions
+        ):
             # Still waiting for the server to be ready: it will not begin.
             self.reply(self.session.unsubscribed(name, None))
             return

@@ -148,5 +148,5 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigurationError(
             f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or stop what holds it"
         ) from error
-    listener.setblocking(False)  # noqa: FBT003
+    listener.setblocking(False)
     return listener

@@ -203,7 +203,10 @@ class Service:
         if not self.allows(origin, host):
             return 403, f"the origin {origin} is not allowed: add it to FRONTEND_URL"
         if len(self.connections) >= self.settings.max_connections:
-            return 503, "this server has as many connections as it may have (max_connections): come back later"
+            return (
+                503,
+                "this server has as many connections as it may have (max_connections): come back later",
+            )
         if self._stopping:
             return 503, "this server is shutting down: come back in a moment"
         return None
@@ -213,7 +216,9 @@ class Service:
         if origin is None or "*" in self.settings.frontend_url:
             return True
         origin = origin.lower()
-        return origin in self.settings.frontend_url or (host is not None and urlsplit(origin).netloc == host.lower())
+        return origin in self.settings.frontend_url or (
+            host is not None and urlsplit(origin).netloc == host.lower()
+        )
 
     def forget(self, connection: ClientConnection) -> None:
         """The connection is gone."""
@@ -258,7 +263,9 @@ class Service:
                 beat = beats.get(connection.framing)
                 if beat is None:
                     reply = session.heartbeat()
-                    beat = beats[connection.framing] = connection.framing.frame(reply.message, event=reply.event)
+                    beat = beats[connection.framing] = connection.framing.frame(
+                        reply.message, event=reply.event
+                    )
                 connection.send(beat)
                 if session.form == "plain":
                     connection.transport.ping()
@@ -287,4 +294,3 @@ class Service:
             for connection in list(self.connections):
                 if connection.session.form is not None:
                     connection.reply(connection.session.status())
-

@@ -13,17 +13,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Final
 
 import msgspec
 import psycopg
 
 from rowcast.errors import ProtocolError
 from rowcast.hub import Hub, Shape, Subscription
-from rowcast.hub.shape import EncodedChange
+from rowcast.hub.shape import EncodedChange, ShapeKey
 from rowcast.model import MISSING, Change, Gap, Position, Row
-from rowcast.protocol.forms import PLAIN
+from rowcast.protocol.forms import FULL
 from rowcast.server.connection import ClientConnection
 from rowcast.snapshot import SnapshotReader, Visibility
 
@@ -57,6 +58,7 @@ class Corrections:
 
     def __init__(self, shape: Shape, visibility: Visibility, start: Position) -> None:
         self.folded = start
+        self.unseen_from: Position | None = None  # the stream after it has all that the rows do not show
         self._shape = shape
         self._visibility = visibility
         self._keyed: dict[bytes, bytes | None] = {}  # key → row, or None where it is gone
@@ -75,7 +77,13 @@ class Corrections:
         return [key for key, row in self._keyed.items() if row is None] + self._removed
 
     @property
+    def removed(self) -> list[bytes]:
+        """Whole rows to take away, of a table without a key."""
+        return self._removed
+
+    @property
     def keyed(self) -> dict[bytes, bytes | None]:
+        """Key → row, or None where the row is gone."""
         return self._keyed
 
     def fold(self, hub: Hub) -> None:
@@ -92,7 +100,10 @@ class Corrections:
             if isinstance(entry, Gap):
                 if entry.tables is None or table.oid in entry.tables:
                     raise _Overtaken
-            elif not self._visibility.sees(entry.xid):
+            elif self._visibility.sees(entry.xid):
+                self.folded = entry.position
+            else:
+                self.unseen_from = self.unseen_from or self.folded
                 for change in entry.changes:
                     if change.table.oid == table.oid:
                         self._apply(change, entry.position)
@@ -134,6 +145,11 @@ def _incomplete(row: Row | None, shape: Shape) -> bool:
     return row is None or any(row[index] is MISSING for index in shape.projection.columns)
 
 
+def _key(row: bytes, names: Sequence[str]) -> bytes:
+    values = _split_columns(row)
+    return _json({name: values[name] for name in names})
+
+
 class ShapeSnapshot:
     """The rows of one shape, being read or read.
 
@@ -148,7 +164,6 @@ class ShapeSnapshot:
         self.shape = shape
         self.visibility: Visibility | None = None
         self.corrections: Corrections | None = None
-        self.start: Position | None = None
         self.complete = False
         self.attempt = 0
         self.error: str | None = None
@@ -157,7 +172,7 @@ class ShapeSnapshot:
         self.last_used = 0.0
         self.waiting: dict[Callable[[], None], None] = {}
         self._chunks: list[bytes | tuple[int, int]] = []
-        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None  # noqa: SLF001
+        self._file: IO[bytes] | None = None
 
     def restart(self) -> None:
         self.attempt += 1
@@ -172,7 +187,7 @@ class ShapeSnapshot:
             self._chunks.append(chunk)
         else:
             if self._file is None:
-                self._file = tempfile.NamedTemporaryFile(prefix="rowcast-snapshot-")  # noqa: SIM115
+                self._file = tempfile.TemporaryFile(prefix="rowcast-snapshot-")  # noqa: SIM115
             self._file.seek(0, 2)
             self._chunks.append((self._file.tell(), len(chunk)))
             self._file.write(chunk)
@@ -199,9 +214,44 @@ class ShapeSnapshot:
             callback()
 
     def close(self) -> None:
+        """Let go of the temporary file."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def __del__(self) -> None:
+        # Whoever still sends these rows keeps them; the file goes with the last one.
+        self.close()
+
+
+class FrozenRows:
+    """The rows of a finished snapshot at one position, whatever the stream does afterwards."""
+
+    def __init__(self, snapshot: ShapeSnapshot, corrections: Corrections) -> None:
+        self.position = corrections.folded
+        self._snapshot = snapshot
+        self._keyed = dict(corrections.keyed)
+        self._removed = Counter(corrections.removed)
+        self._last = corrections.rows
+        table = snapshot.shape.table
+        self._names = [table.columns[index].name for index in table.key]
+
+    def batches(self) -> Iterator[list[bytes]]:
+        """The rows as JSON objects, some at a time."""
+        for index in range(self._snapshot.chunk_count):
+            rows: list[bytes] = [bytes(row) for row in _split_rows(b"[%s]" % self._snapshot.chunk(index))]
+            if self._keyed:
+                rows = [row for row in rows if _key(row, self._names) not in self._keyed]
+            elif self._removed:
+                rows = [row for row in rows if not self._take(row)]
+            yield rows
+        yield self._last
+
+    def _take(self, row: bytes) -> bool:
+        if not self._removed[row]:
+            return False
+        self._removed[row] -= 1
+        return True
 
 
 class Snapshots:
@@ -225,18 +275,20 @@ class Snapshots:
         self.hub = hub
         self._mark = mark
         self._now = now
-        self._snapshots: dict[Shape, ShapeSnapshot] = {}
+        self._snapshots: dict[ShapeKey, ShapeSnapshot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._heads: dict[Position, list[asyncio.Future[None]]] = {}
         self.taken = 0
-        self.seconds: list[float] = []
+        self.last_seconds = 0.0
 
     def get(self, shape: Shape) -> ShapeSnapshot:
         """The snapshot of a shape: the one there is, or one that begins to be read."""
-        snapshot = self._snapshots.get(shape)
-        if snapshot is None or not self._usable(snapshot):
-            snapshot = self._snapshots[shape] = ShapeSnapshot(shape)
-            task = asyncio.create_task(self._read(snapshot), name=f"rowcast snapshot of {shape.table.channel}")
+        snapshot = self._snapshots.get(shape.key)
+        if snapshot is None or snapshot.shape.table is not shape.table or not self._usable(snapshot):
+            snapshot = self._snapshots[shape.key] = ShapeSnapshot(shape)
+            task = asyncio.create_task(
+                self._read(snapshot), name=f"rowcast snapshot of {shape.table.channel}"
+            )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         snapshot.last_used = self._now()
@@ -261,10 +313,10 @@ class Snapshots:
             if not snapshot.complete and snapshot.error is None:
                 continue
             kept += snapshot.size_bytes
-            if snapshot.last_used < oldest or kept > _KEEP_BYTES or snapshot.error is not None:
-                if not snapshot.waiting:
-                    del self._snapshots[snapshot.shape]
-                    kept -= snapshot.size_bytes
+            worthless = snapshot.last_used < oldest or kept > _KEEP_BYTES or snapshot.error is not None
+            if worthless and not snapshot.waiting:
+                del self._snapshots[snapshot.shape.key]
+                kept -= snapshot.size_bytes
 
     def heard(self) -> None:
         """The stream has moved: whoever waits for it to pass a position looks again."""
@@ -290,7 +342,7 @@ class Snapshots:
                     snapshot.restart()
                 else:
                     self.taken += 1
-                    self.seconds.append(self._now() - began)
+                    self.last_seconds = self._now() - began
                     break
             else:
                 snapshot.error = "the table changes faster than it can be read; try again"
@@ -305,9 +357,12 @@ class Snapshots:
 
     async def _attempt(self, snapshot: ShapeSnapshot) -> None:
         hub, shape = self.hub, snapshot.shape
-        start = snapshot.start = hub.log.floor
+        start = hub.log.floor
         row_json = shape.projection.row
-        async with self._reader.read(shape.table, shape.filter, hub.log.newest_evicted_xid) as (visibility, batches):
+        async with self._reader.read(shape.table, shape.filter, hub.log.newest_evicted_xid) as (
+            visibility,
+            batches,
+        ):
             snapshot.visibility = visibility
             # While the snapshot was taken the log may have dropped more, unseen: that is checked by the first fold.
             corrections = snapshot.corrections = Corrections(shape, visibility, start)
@@ -328,9 +383,30 @@ class Snapshots:
         corrections.fold(hub)
         snapshot.complete = True
 
+    async def frozen(self, shape: Shape) -> FrozenRows:
+        """The exact rows of a shape at the stream's head.
+
+        Raises:
+            ProtocolError: They could not be read; its text says why.
+        """
+        while True:
+            snapshot = self.get(shape)
+            while not snapshot.complete and snapshot.error is None:
+                changed = asyncio.Event()
+                snapshot.waiting[changed.set] = None
+                await changed.wait()
+            if snapshot.error is not None:
+                raise ProtocolError("snapshot_failed", snapshot.error)
+            assert snapshot.corrections is not None
+            try:
+                snapshot.corrections.fold(self.hub)
+            except _Overtaken:
+                continue
+            return FrozenRows(snapshot, snapshot.corrections)
+
     def deliver(self, connection: ClientConnection, subscription: Subscription) -> None:
         """Send a subscription's rows to its client, as fast as it reads them."""
-        kind = _PlainDelivery if connection.subscriber and connection.subscriber.form is PLAIN else _FullDelivery
+        kind = _FullDelivery if subscription.outlet.form.name == FULL.name else _PlainDelivery
         kind(self, connection, subscription).advance()
 
     async def close(self) -> None:
@@ -346,7 +422,9 @@ class Snapshots:
 class _Delivery:
     """One client getting one snapshot."""
 
-    def __init__(self, snapshots: Snapshots, connection: ClientConnection, subscription: Subscription) -> None:
+    def __init__(
+        self, snapshots: Snapshots, connection: ClientConnection, subscription: Subscription
+    ) -> None:
         self.snapshots = snapshots
         self.connection = connection
         self.subscription = subscription
@@ -460,25 +538,21 @@ class _PlainDelivery(_Delivery):
         names = [shape.table.columns[index].name for index in shape.table.key]
         messages: list[bytes] = []
         for row in _split_rows(b"[%s]" % rows):
-            key = b',"key":' + _key(row, names) if names else b""
-            messages.append(framing.frame(b'%s%s,"new":%s}' % (head, key, row)))
+            key = b',"key":' + _key(bytes(row), names) if names else b""
+            messages.append(framing.frame(b'%s%s,"new":%s}' % (head, key, bytes(row))))
         self.number += 1
         self.connection.send(b"".join(messages))
 
     def finish(self) -> None:
         hub, subscriber, snapshot = self.snapshots.hub, self.connection.subscriber, self.snapshot
         assert subscriber is not None
-        assert snapshot.start is not None
+        assert snapshot.corrections is not None
         assert snapshot.visibility is not None
+        start = snapshot.corrections.unseen_from or hub.head
         refused: dict[Subscription, str] = {self.subscription: "log_expired"}
-        if snapshot.start >= hub.log.floor:
-            refused = hub.replay(subscriber, [self.subscription], snapshot.start, seen=snapshot.visibility.sees)
+        if start >= hub.log.floor:
+            refused = hub.replay(subscriber, [self.subscription], start, seen=snapshot.visibility.sees)
         hub.activate(subscriber, self.subscription)
         for subscription, reason in refused.items():
             hub.resync(subscriber, subscription, reason, hub.head)
         self.connection.reply(self.connection.session.snapshot_end(self.subscription))
-
-
-def _key(row: msgspec.Raw, names: Sequence[str]) -> bytes:
-    values = _split_columns(row)
-    return _json({name: values[name] for name in names})

@@ -53,9 +53,19 @@ def websocket_protocol(service: Service, path: str) -> type[asyncio.Protocol]:
 class WebSocketProtocol(asyncio.Protocol):
     """One WebSocket, from its handshake on."""
 
-    __slots__ = ("_closing", "_connections", "_fragments", "_path", "_server", "_service", "_transport", "_websocket", "client")
+    __slots__ = (
+        "_closing",
+        "_connections",
+        "_fragments",
+        "_path",
+        "_server",
+        "_service",
+        "_transport",
+        "_websocket",
+        "client",
+    )
 
-    two_way: Final = True
+    two_way: bool = True
 
     def __init__(self, service: Service, path: str, connections: set[Any]) -> None:
         self._service = service

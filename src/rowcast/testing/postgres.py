@@ -84,7 +84,9 @@ class EmbeddedPostgres:
         self.port = port
         self._settings = {**_DEFAULT_SETTINGS, **(settings or {})}
         self._temporary = Path(tempfile.mkdtemp(prefix="rowcast-pg-")) if data_directory is None else None
-        self.data_directory = data_directory.resolve() if data_directory else Path(f"{self._temporary}") / "data"
+        self.data_directory = (
+            data_directory.resolve() if data_directory else Path(f"{self._temporary}") / "data"
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._binaries = _find_binaries(version)
         self._user = "nobody" if hasattr(os, "geteuid") and os.geteuid() == 0 else None
@@ -134,7 +136,9 @@ class EmbeddedPostgres:
             # After kill -9 the old backends hold the shared memory for some milliseconds more.
             log = self._log_tail()
             if time.monotonic() > deadline or "still in use" not in log:
-                raise EmbeddedPostgresError(f"PostgreSQL {self.version} did not start. Its log ends with:\n{log}")
+                raise EmbeddedPostgresError(
+                    f"PostgreSQL {self.version} did not start. Its log ends with:\n{log}"
+                )
             time.sleep(0.05)
 
     def stop(self, *, immediate: bool = False) -> None:
@@ -183,7 +187,8 @@ class EmbeddedPostgres:
                     raise EmbeddedPostgresError(f"a replication slot of database {name} stays active")
                 time.sleep(0.01)
             connection.execute(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s", (name,)
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s",
+                (name,),
             )
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
 
@@ -192,9 +197,13 @@ class EmbeddedPostgres:
             return
         if self._temporary is not None:
             shutil.chown(self._temporary, self._user)
-        probe = subprocess.run(  # noqa: S603
-            [self.binary("postgres"), "--version"], user=self._user, capture_output=True, check=False
-        ) if os.access(self.binary("postgres"), os.X_OK) and _may_traverse(self._binaries, self._user) else None
+        probe = (
+            subprocess.run(  # noqa: S603
+                [self.binary("postgres"), "--version"], user=self._user, capture_output=True, check=False
+            )
+            if os.access(self.binary("postgres"), os.X_OK) and _may_traverse(self._binaries, self._user)
+            else None
+        )
         if probe is None or probe.returncode != 0:
             copy = Path(tempfile.gettempdir()) / f"rowcast-postgresql-{self.version}"
             if not (copy / "bin" / "postgres").exists():
@@ -224,7 +233,16 @@ class EmbeddedPostgres:
         done = subprocess.run(  # noqa: S603
             [
                 *(self.binary("initdb"), "--pgdata", self.data_directory, "--username", "postgres"),
-                *("--auth", "trust", "--encoding", "UTF8", "--locale", "C.UTF-8", "--no-sync", "--no-instructions"),
+                *(
+                    "--auth",
+                    "trust",
+                    "--encoding",
+                    "UTF8",
+                    "--locale",
+                    "C.UTF-8",
+                    "--no-sync",
+                    "--no-instructions",
+                ),
             ],
             user=self._user,
             capture_output=True,
@@ -273,7 +291,10 @@ class EmbeddedPostgres:
             if process.poll() is not None:
                 self._process = None
                 return False
-            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.dsn(), connect_timeout=5):
+            with (
+                contextlib.suppress(psycopg.OperationalError),
+                psycopg.connect(self.dsn(), connect_timeout=5),
+            ):
                 return True
             time.sleep(0.02)
         self.kill()
@@ -310,7 +331,9 @@ def _may_traverse(path: Path, user: str) -> bool:
     entry = pwd.getpwnam(user)
     for folder in (path, *path.parents):
         status = folder.stat()
-        bits = status.st_mode >> (6 if status.st_uid == entry.pw_uid else 3 if status.st_gid == entry.pw_gid else 0)
+        bits = status.st_mode >> (
+            6 if status.st_uid == entry.pw_uid else 3 if status.st_gid == entry.pw_gid else 0
+        )
         if not bits & 1:
             return False
     return True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.types import ASGIApp
 
@@ -14,7 +15,7 @@ from rowcast.server import Addresses, Rowcast, serve
 @asynccontextmanager
 async def running(
     rowcast: Rowcast, *, app: ASGIApp | None = None, mounted_at: str = ""
-) -> AsyncIterator[Addresses]:
+) -> AsyncGenerator[Addresses]:
     """Run a server while the block runs: `async with running(Rowcast(database_url=dsn, port=0)) as addresses`.
 
     Raises:
@@ -25,7 +26,8 @@ async def running(
     task = asyncio.create_task(
         serve(rowcast, app=app, mounted_at=mounted_at, on_ready=ready.set_result, stop=stop)
     )
-    await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
+    waits: list[asyncio.Future[Any]] = [task, ready]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
     try:

@@ -1,0 +1,184 @@
+"""Snapshot + stream = the query: at every position, over every way of getting rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from websockets.asyncio.client import connect
+
+from rowcast.capture.install import install
+from rowcast.server import Addresses, Rowcast
+from rowcast.settings import Settings
+from rowcast.testing.server import running
+
+Rows = dict[int, dict[str, Any]]
+
+
+@pytest.fixture
+async def addresses(dsn: str, connection: psycopg.Connection) -> AsyncIterator[Addresses]:
+    connection.execute("CREATE TABLE items (id bigint PRIMARY KEY, org int NOT NULL, note text)")
+    connection.execute("INSERT INTO items SELECT n, n % 5, 'start' FROM generate_series(1, 300) n")
+    install(dsn, ["items"])
+    async with running(Rowcast(Settings(database_url=dsn, port=0, replay_window_bytes=1 << 24))) as found:
+        yield found
+
+
+@contextmanager
+def writers(dsn: str, count: int) -> Iterator[None]:
+    """Writers in a process of their own until the block ends: with threads here they would hold up the server."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.writers", dsn, str(count)], stdin=subprocess.PIPE
+    )
+    try:
+        yield
+    finally:
+        process.communicate()
+        assert process.returncode == 0
+
+
+def apply(rows: Rows, transaction: dict[str, Any]) -> None:
+    for change in transaction["changes"]:
+        old = change.get("old", change.get("key"))
+        if change["op"] == "TRUNCATE":
+            rows.clear()
+            continue
+        if change["op"] != "INSERT" and old is not None:
+            rows.pop(old["id"], None)
+        if change["op"] != "DELETE":
+            rows[change["new"]["id"]] = change["new"]
+
+
+class Follower:
+    """Takes the whole stream and knows the table at every position of it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.start = ""
+        self.first: Rows = {}
+        self.transactions: list[dict[str, Any]] = []
+        self.reached = asyncio.Condition()
+        self.position = ""
+
+    async def run(self, started: asyncio.Event) -> None:
+        async with connect(self.url, max_size=None) as client:
+            await client.send(json.dumps({"type": "hello", "version": 1}))
+            wish = {"type": "subscribe", "id": "all", "channel": "items", "snapshot": True}
+            await client.send(json.dumps(wish))
+            async for text in client:
+                message = json.loads(text)
+                if message["type"] == "snapshot":
+                    for row in message["rows"]:
+                        self.first[row["id"]] = row
+                    for key in message.get("deleted", ()):
+                        self.first.pop(key["id"], None)
+                    if message.get("last"):
+                        self.start = message["position"]
+                        started.set()
+                if message["type"] == "transaction":
+                    self.transactions.append(message)
+                if "position" in message:
+                    async with self.reached:
+                        self.position = max(self.position, message["position"])
+                        self.reached.notify_all()
+
+    def at(self, position: str) -> Rows:
+        rows = dict(self.first)
+        for transaction in self.transactions:
+            if self.start < transaction["position"] <= position:
+                apply(rows, transaction)
+        return rows
+
+    async def wait_for(self, position: str) -> None:
+        async with asyncio.timeout(20), self.reached:
+            await self.reached.wait_for(lambda: self.position >= position)
+
+
+async def full_snapshot(url: str, filter_text: str | None) -> tuple[str, Rows]:
+    """Subscribe with a snapshot and two seconds' worth of nothing: the rows and their position."""
+    async with connect(url, max_size=None, max_queue=None) as client:
+        await client.send(json.dumps({"type": "hello", "version": 1}))
+        wish = {"type": "subscribe", "id": "s", "channel": "items", "snapshot": True, "filter": filter_text}
+        await client.send(json.dumps({name: value for name, value in wish.items() if value is not None}))
+        rows: Rows = {}
+        async for text in client:
+            message = json.loads(text)
+            assert message["type"] != "error", message
+            if message["type"] == "snapshot":
+                if message["chunk"] == 0:
+                    rows.clear()
+                for key in message.get("deleted", ()):
+                    rows.pop(key["id"], None)
+                for row in message["rows"]:
+                    rows[row["id"]] = row
+                if message.get("last"):
+                    return message["position"], rows
+    raise AssertionError("the connection ended before the snapshot")
+
+
+async def plain_snapshot(url: str) -> tuple[str, Rows]:
+    async with connect(url, max_size=None, max_queue=None) as client:
+        await client.send(json.dumps({"type": "subscribe", "channel": "items", "snapshot": True}))
+        rows: Rows = {}
+        async for text in client:
+            message = json.loads(text)
+            if message.get("op") == "SNAPSHOT":
+                rows[message["new"]["id"]] = message["new"]
+            elif "op" in message:
+                apply(rows, {"changes": [message]})
+            elif message["type"] == "resync":
+                rows.clear()
+            elif message["type"] == "snapshot":
+                return message["position"], rows
+    raise AssertionError("the connection ended before the snapshot")
+
+
+async def http_rows(url: str, filter_text: str | None) -> tuple[str, Rows]:
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(
+            f"{url}v1/rows/items", params={"filter": filter_text} if filter_text else {}
+        )
+    assert answer.status_code == 200, answer.text
+    document = answer.json()
+    assert answer.headers["etag"] == f'"{document["position"]}"'
+    return document["position"], {row["id"]: row for row in document["rows"]}
+
+
+async def test_every_snapshot_is_the_query_at_its_position(dsn: str, addresses: Addresses) -> None:
+    follower, started = Follower(addresses.websocket), asyncio.Event()
+    following = asyncio.create_task(follower.run(started))
+    await started.wait()
+    with writers(dsn, 6):
+        for turn in range(25):
+            org = turn % 5
+            for taking, filtered in (
+                (full_snapshot(addresses.websocket, None), False),
+                (full_snapshot(addresses.websocket, f"org=eq.{org}"), True),
+                (plain_snapshot(addresses.websocket), False),
+                (http_rows(addresses.http, None), False),
+                (http_rows(addresses.http, f"org=eq.{org}"), True),
+            ):
+                position, rows = await taking
+                await follower.wait_for(position)
+                expected = follower.at(position)
+                if filtered:
+                    expected = {key: row for key, row in expected.items() if row["org"] == org}
+                assert rows == expected
+    with psycopg.connect(dsn) as connection:
+        last = {
+            row[0]: {"id": row[0], "org": row[1], "note": row[2]} for row in connection.execute("TABLE items")
+        }
+    position, rows = await full_snapshot(addresses.websocket, None)
+    while rows != last:  # the stream is some milliseconds behind the commit
+        position, rows = await asyncio.wait_for(full_snapshot(addresses.websocket, None), 10)
+    await follower.wait_for(position)
+    assert follower.at(position) == last
+    following.cancel()
