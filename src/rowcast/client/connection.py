@@ -77,6 +77,7 @@ class Connection:
             renewable=callable(token),
         )
         self._kicked = asyncio.Event()  # something changed that the driver must look at
+        self._awaited = float("inf")  # the deadline that the driver waits for
         self._sendable = asyncio.Event()
         self._readable = asyncio.Event()
         self._readable.set()
@@ -299,6 +300,9 @@ class Connection:
         if session.needs_token and self._renewal is None:
             self._renewal = asyncio.create_task(self._renew())
         self._sendable.set()
+        deadline = session.deadline()
+        if deadline is not None and deadline < self._awaited:
+            self._kicked.set()
 
     def _deliver(self) -> None:
         events = self._session.take_events()
@@ -306,6 +310,7 @@ class Connection:
             self._sink(events)
 
     async def _wait_for_kick(self, deadline: float | None) -> None:
+        self._awaited = float("inf") if deadline is None else deadline
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - self._clock())):
                 await self._kicked.wait()
