@@ -166,7 +166,7 @@ async def _rows(
     query = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
         sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns),
         sql.Identifier(table.schema, table.name),
-        sql.SQL(cast("LiteralString", f" WHERE {bound.sql}" if bound else "")),  # the printer quotes
+        sql.SQL(cast("LiteralString", f" WHERE {bound.sql}" if bound else "")),  # type: ignore[redundant-cast] # the printer quotes
     )
     # A batch is what has arrived: a few hundred rows that were encoded together cost less than each by itself.
     rows: list[Row] = []

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -408,15 +408,14 @@ def _parse(text: bytes) -> _ClientFrame:
             value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("malformed_json", f"the frame is not JSON: {error}") from None
-    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+    kind = cast("dict[str, object]", value).get("type") if isinstance(value, dict) else None
+    if not isinstance(kind, str):
         raise ProtocolError(
             "invalid_frame", 'a frame is a JSON object with a "type", such as {"type":"subscribe"}'
         )
-    if value["type"] not in _TYPES:
-        raise ProtocolError(
-            "unknown_type", f'there is no type "{value["type"][:40]}"; known: {", ".join(_TYPES)}'
-        )
-    raise ProtocolError("invalid_frame", f"{value['type']}: {reason}")
+    if kind not in _TYPES:
+        raise ProtocolError("unknown_type", f'there is no type "{kind[:40]}"; known: {", ".join(_TYPES)}')
+    raise ProtocolError("invalid_frame", f"{kind}: {reason}")
 
 
 def _expression(frame: SubscribeFrame | _Entry) -> Expression | None:
