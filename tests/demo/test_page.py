@@ -257,7 +257,7 @@ def test_edits_faster_than_the_api_never_flicker(window: Window, demo: Demo) -> 
     window.becomes_equal_to_the_database()
     assert demo.execute(f"SELECT status FROM extraction_results WHERE id = {key}") == [("accepted",)]
     assert window.seen() == ["pending", "accepted"]
-    window.page.unroute("**/api/results/**")
+    window.page.unroute_all(behavior="wait")  # the last answer may still be on its late way
 
 
 def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_runs_twice(window: Window, demo: Demo) -> None:
@@ -279,7 +279,7 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_runs_twice(window
     window.becomes_equal_to_the_database()
     assert demo.execute("SELECT count(*) FROM projects WHERE name = 'Once only'") == [(1,)]
     assert len(set(lost)) == 1
-    window.page.unroute("**/api/projects")
+    window.page.unroute_all(behavior="wait")
 
 
 def test_a_rejected_edit_is_taken_back_with_the_reason(window: Window, demo: Demo) -> None:
