@@ -58,6 +58,7 @@ class Follower:
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        await self.capture.close()  # cancelled before it began, the stream has closed nothing
 
     @property
     def position(self) -> Position:

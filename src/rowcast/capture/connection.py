@@ -102,5 +102,6 @@ def duplicate_socket(connection: psycopg.AsyncConnection[Any]) -> socket.socket:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text for a log line or a sentence."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's text for a log line or a sentence: without the server's CONTEXT, in one line."""
+    text = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    return " ".join((text or str(error)).split()) or type(error).__name__

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 import psycopg
 from psycopg import errors as pg_errors, sql
 
+from rowcast.capture.connection import one_line
 from rowcast.errors import CaptureError, ConfigurationError
 
 DEFAULT_PUBLICATION: Final = "rowcast"
@@ -324,17 +325,17 @@ def _run(connection: psycopg.Connection, steps: Sequence[str]) -> None:
             connection.execute(step.encode())
         except pg_errors.LockNotAvailable as error:
             raise CaptureError(
-                f"a table is busy: its lock was not free within 5 seconds ({error}). A long transaction holds it; "
+                f"a table is busy: its lock was not free within 5 seconds ({one_line(error)}). A long transaction holds it; "
                 "nothing was changed for this table: run the command again when it has ended"
             ) from error
         except pg_errors.InsufficientPrivilege as error:
             raise CaptureError(
-                f"PostgreSQL refused: {error}. Run setup as a role that may CREATE in the database, "
+                f"PostgreSQL refused: {one_line(error)}. Run setup as a role that may CREATE in the database, "
                 "owns the tables and, to remove the slot, has REPLICATION"
             ) from error
         except pg_errors.ObjectInUse as error:
             raise CaptureError(
-                f"PostgreSQL refused: {error}. Stop the server that holds it, then run again"
+                f"PostgreSQL refused: {one_line(error)}. Stop the server that holds it, then run again"
             ) from error
 
 
