@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
+from tests.client.scripted import ScriptedServer
 
 from rowcast.capture.install import install
 from rowcast.server import Addresses, Rowcast
 from rowcast.settings import Settings
 from rowcast.testing.proxy import FaultProxy
 from rowcast.testing.server import running
-from tests.client.scripted import ScriptedServer
 
 
 @pytest.fixture

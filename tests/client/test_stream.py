@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.client.scripted import ScriptedServer, position, take, until
 
 from rowcast.client.state import TransportName
 from rowcast.client.stream import (
@@ -23,7 +24,6 @@ from rowcast.client.stream import (
 from rowcast.errors import ClientError
 from rowcast.server import Addresses
 from rowcast.testing.proxy import FaultProxy
-from tests.client.scripted import ScriptedServer, position, take, until
 
 
 async def test_rows_first_then_whole_transactions(

@@ -232,10 +232,10 @@ class Connection:
         logger.info("link over %s lost: %s (code %s)", self._ladder.current, reason, ended.code)
         if session.welcomed:
             self._ladder.worked()
-        elif session.must_disconnect is not None:
+        elif session.unanswered and session.must_disconnect is not None:
             self._ladder.failed("unsuitable")  # it let us connect, and then nothing came through
-        else:
-            self._ladder.failed("broken" if ended.code in {None, _NO_CLOSE_FRAME} else "away")
+        elif session.unanswered:
+            self._ladder.failed(ended.failure if ended.code in {None, _NO_CLOSE_FRAME} else "away")
         session.link_lost(self._clock(), ended.code, ended.reason)
 
     async def _read(self, link: Link) -> None:

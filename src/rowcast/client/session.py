@@ -176,8 +176,13 @@ class Session:
 
     @property
     def welcomed(self) -> bool:
-        """Whether the link is up and the server has answered on it."""
+        """Whether there is a link and the server has answered on it."""
         return self._link == "up"
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether there is a link and the server has not answered on it."""
+        return self._link == "welcoming"
 
     def must_connect(self, now: float) -> bool:
         """Whether a link is to be opened now."""

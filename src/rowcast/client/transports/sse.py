@@ -51,7 +51,7 @@ class EventStreamLink:
         match frame["type"]:
             case "hello":
                 if not frame["subscriptions"]:
-                    await self._frames.put(({"type": "welcome", "heartbeat_seconds": 15.0}, None))
+                    self._streams[""] = asyncio.create_task(self._greet())
                 for entry in frame["subscriptions"]:
                     self._open(entry)
             case "subscribe":
@@ -75,6 +75,21 @@ class EventStreamLink:
             stream.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
         await self._client.aclose()
+
+    async def _greet(self) -> None:
+        """Without a stream, see at least that the server is there."""
+        try:
+            response = await self._client.get(f"{self._http}/healthz")
+        except httpx.ConnectError as error:
+            await self._frames.put(LinkEndedError(str(error), failure="away"))
+        except httpx.HTTPError as error:
+            await self._frames.put(LinkEndedError(str(error) or type(error).__name__))
+        else:
+            if response.status_code == HTTPStatus.OK:
+                self._welcomed = True
+                await self._frames.put(({"type": "welcome", "heartbeat_seconds": 15.0}, None))
+            else:
+                await self._frames.put(refusal(response.status_code))
 
     def _open(self, entry: JSONObject) -> None:
         self._streams[entry["id"]] = asyncio.create_task(self._follow(entry))
