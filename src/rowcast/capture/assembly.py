@@ -64,6 +64,7 @@ class Assembler:
         self._max_bytes = max_transaction_bytes
         self._decoder = pgoutput.Decoder()
         self._bound: dict[int, Table | None] = {}
+        self._last_bound: dict[int, Table | None] = {}
         self._in_transaction = False
         self._changes: list[Change] = []
         self._confirms: list[str] = []

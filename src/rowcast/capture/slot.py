@@ -1,4 +1,4 @@
-"""What a WAL capture must know and have in the database: the start-up checks, the slot, the published tables.
+"""What a WAL capture needs of the server: the start-up checks and the replication slot.
 
 The one rule of this room: a slot that was made anew gets a new incarnation *before* it exists, so that no position
 of the old one can ever be taken for one of the new.
@@ -7,8 +7,8 @@ of the old one can ever be taken for one of the new.
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +20,8 @@ from psycopg.rows import class_row
 from rowcast.capture.connection import TemporaryCaptureError, one_line
 from rowcast.errors import CaptureError, NotInstalledError
 from rowcast.model import EPOCH_DIGITS
+
+_logger: Final = logging.getLogger(__name__)
 
 _OLDEST_VERSION: Final = 140000  # the first whose pgoutput sends logical messages
 
@@ -37,22 +39,6 @@ class Slot:
     def epoch(self, system_identifier: str, timeline: int) -> str:
         text = f"{system_identifier}/{timeline}/{self.incarnation}"
         return hashlib.sha256(text.encode()).hexdigest()[:EPOCH_DIGITS]
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """Which tables a publication has, and how they are made.
-
-    Attributes:
-        entries: For each table's OID, the OID of its entry in pg_publication_rel (0 where it is a member by schema
-            or FOR ALL TABLES) and the 32-bit xid that made the entry.
-        partitioned: Those that are partitioned tables.
-        signature: Changes with the tables and with their columns.
-    """
-
-    entries: Mapping[int, tuple[int, int]]
-    partitioned: frozenset[int]
-    signature: str
 
 
 async def check_server(connection: psycopg.AsyncConnection[Any], publication: str) -> float:
@@ -136,6 +122,9 @@ async def ensure_slot(connection: psycopg.AsyncConnection[Any], name: str, reach
                     await _write_incarnation(connection, name)
                 return
             await connection.execute("SELECT pg_drop_replication_slot(%s)", [name])
+        _logger.info(
+            "making replication slot %s, which waits until all writing transactions have ended", name
+        )
         await _write_incarnation(connection, name)
         await connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [name])
     except pg_errors.ConfigurationLimitExceeded as error:
@@ -162,40 +151,6 @@ def _check_ownership(slot: Slot, name: str, database: str) -> None:
             f"replication slot {name} exists already, for plugin {slot.plugin} in database {slot.database}, "
             "and slots are shared by all databases of a server: choose another name with ROWCAST_SLOT"
         )
-
-
-async def read_membership(connection: psycopg.AsyncConnection[Any], publication: str) -> Membership:
-    """The publication's tables as of now; cheap enough to ask every few seconds."""
-    cursor = await connection.execute(
-        """
-        SELECT t.relid::bigint, coalesce(r.oid, 0)::bigint, coalesce(r.xmin::text, '0')::bigint,
-            md5(concat(c.relnamespace, c.relname, c.relreplident, (
-                SELECT string_agg(concat_ws(' ', attname, atttypid, atttypmod, attgenerated), ',' ORDER BY attnum)
-                FROM pg_attribute WHERE attrelid = t.relid AND attnum > 0 AND NOT attisdropped
-            ))), c.relkind = 'p'
-        FROM pg_publication AS p
-        CROSS JOIN LATERAL pg_get_publication_tables(p.pubname) AS t
-        JOIN pg_class AS c ON c.oid = t.relid
-        LEFT JOIN pg_publication_rel AS r ON r.prpubid = p.oid AND r.prrelid = t.relid
-        WHERE p.pubname = %s
-        ORDER BY t.relid
-        """,
-        [publication],
-    )
-    rows = await cursor.fetchall()
-    return Membership(
-        {row[0]: (row[1], row[2]) for row in rows}, frozenset(row[0] for row in rows if row[4]), repr(rows)
-    )
-
-
-async def partitions_without_full_identity(connection: psycopg.AsyncConnection[Any], oid: int) -> list[str]:
-    """Names of a partitioned table's partitions that do not log full old rows: made after `rowcast setup`."""
-    cursor = await connection.execute(
-        "SELECT t.relid::regclass::text FROM pg_partition_tree(%s::oid) AS t JOIN pg_class AS c ON c.oid = t.relid"
-        " WHERE t.isleaf AND c.relreplident <> 'f' ORDER BY 1",
-        [oid],
-    )
-    return [name for (name,) in await cursor.fetchall()]
 
 
 async def end_walsender(connection: psycopg.AsyncConnection[Any], slot: str, pid: int) -> None:

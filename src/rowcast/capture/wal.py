@@ -23,18 +23,10 @@ from psycopg import errors as pg_errors
 
 from rowcast.capture import CaptureStatus
 from rowcast.capture.assembly import HEARTBEAT, MESSAGE_PREFIX, PUBLICATION, TABLES, Assembler
-from rowcast.capture.catalog import load_relation, load_tables
 from rowcast.capture.connection import TemporaryCaptureError, connect, one_line, sever
 from rowcast.capture.replication import DATA, KEEPALIVE, PAYLOAD_START, ReplicationStream
-from rowcast.capture.slot import (
-    Membership,
-    check_server,
-    end_walsender,
-    ensure_slot,
-    partitions_without_full_identity,
-    read_membership,
-    read_slot,
-)
+from rowcast.capture.slot import check_server, end_walsender, ensure_slot, read_slot
+from rowcast.capture.tables import Membership, StreamTables, read_membership
 from rowcast.errors import CaptureError
 from rowcast.model import (
     Event,
@@ -74,8 +66,8 @@ class _Link:
     control: psycopg.AsyncConnection[Any]
     stream: ReplicationStream
     assembler: Assembler
-    tables: Mapping[int, Table]
-    announced: str  # the signature of the membership that the last `tables` message was emitted for
+    tables: StreamTables
+    announced: str  # the membership's signature that the last `tables` message was emitted for
     attendant: asyncio.Task[None] | None = field(default=None)
 
     async def close(self) -> None:
@@ -126,7 +118,7 @@ class WalCapture:
         self._retry_seconds = retry_seconds
         self._link: _Link | None = None
         self._position: Position | None = None  # the last delivered
-        self._acknowledged = 0
+        self._acknowledged: Position | None = None
         self._tables: Mapping[int, Table] = {}
         self._membership = Membership({}, frozenset(), "")
         self._walsender_pid: int | None = None
@@ -181,11 +173,19 @@ class WalCapture:
             await self.close()
 
     def acknowledge(self, position: Position) -> None:
-        if self._position is not None and epoch_of(position) == epoch_of(self._position):
-            number = min(number_of(position), number_of(self._position))
-            self._acknowledged = max(self._acknowledged, number)
-            if self._link is not None:
-                self._link.stream.acknowledged = self._acknowledged
+        """Everything up to `position` need not be told again after a restart; reported within seconds.
+
+        A position of another epoch, or ahead of what was delivered, counts only as far as it makes sense.
+        """
+        if self._position is None or epoch_of(position) != epoch_of(self._position):
+            return
+        position = min(position, self._position)
+        if self._acknowledged is None or epoch_of(self._acknowledged) != epoch_of(position):
+            self._acknowledged = position
+        self._acknowledged = max(self._acknowledged, position)
+        link = self._link
+        if link is not None and epoch_of(link.assembler.position) == epoch_of(position):
+            link.stream.acknowledged = max(link.stream.acknowledged, number_of(self._acknowledged))
 
     async def mark(self) -> Position:
         """See `Capture.mark`. Calls at the same time share one message to the database.
@@ -302,25 +302,25 @@ class WalCapture:
         [[xid]] = await (
             await control.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
         ).fetchall()
-        membership = await read_membership(control, self._publication)
-        tables = await load_tables(control, self._publication)
+        tables = await StreamTables.read(control, self._publication, self._tables)
 
         position = make_position(epoch, max(number, slot.confirmed))
         assembler = Assembler(epoch, number_of(position), xid, self._max_transaction_bytes)
         if self._position is None:
-            self._position, self._tables, self._membership = position, tables, membership
+            self._position, self._tables, self._membership = position, tables.tables, tables.membership
         elif position != self._position:
             _logger.error(
                 "slot %s cannot continue behind %s: gap up to %s", self._slot, self._position, position
             )
             assembler.events.append(Gap(position, "slot_lost"))
-        if tables != self._tables:
-            assembler.events.append(TablesChanged(position, tables))
-        self._tell_returned(assembler, membership)
-        self._acknowledged = max(self._acknowledged, slot.confirmed) if continues else slot.confirmed
-        stream.acknowledged = self._acknowledged
+        if tables.tables != self._tables:
+            assembler.events.append(TablesChanged(position, tables.tables))
+        tables.tell_returned(assembler, self._membership)
         stream.delivered = number_of(position)
-        return _Link(control, stream, assembler, tables, membership.signature)
+        stream.acknowledged = slot.confirmed
+        if self._acknowledged is not None and epoch_of(self._acknowledged) == epoch:
+            stream.acknowledged = max(slot.confirmed, number_of(self._acknowledged))
+        return _Link(control, stream, assembler, tables, tables.membership.signature)
 
     async def _next_batch(self, link: _Link) -> list[Event]:
         assembler = link.assembler
@@ -329,9 +329,9 @@ class WalCapture:
             if message[0] == DATA:
                 while (wanted := feed(message, PAYLOAD_START)) is not None:
                     if wanted == PUBLICATION:
-                        await self._reload(link)
+                        await link.tables.reload(assembler)
                         break
-                    await self._bind(link, wanted)
+                    await link.tables.bind(assembler, wanted)
             else:
                 _, end, _, reply_at_once = KEEPALIVE.unpack(message)
                 assembler.pass_keepalive(end)
@@ -343,78 +343,13 @@ class WalCapture:
 
     def _deliver(self, link: _Link, batch: Sequence[Event]) -> None:
         self._position = batch[-1].position
+        self._tables, self._membership = link.tables.tables, link.tables.membership
         link.stream.delivered = number_of(self._position)
         for event in reversed(batch):
             if isinstance(event, Transaction):
                 self._has_told = True
                 self.status.lag_seconds = max(0.0, time.time() - event.timestamp_us / 1e6)
                 break
-        for event in batch:
-            if isinstance(event, TablesChanged):
-                self._tables = event.tables
-
-    async def _bind(self, link: _Link, oid: int) -> None:
-        """Find the Table that the stream's latest Relation of this OID describes."""
-        relation = link.assembler.relation(oid)
-        if oid not in link.tables:
-            await self._reload(link)
-            if oid not in link.tables:  # it has left the publication since
-                link.assembler.bind(oid, None)
-                return
-        table = await load_relation(
-            link.control,
-            oid,
-            [(column.name, column.type_oid, column.type_modifier) for column in relation.columns],
-            schema=relation.schema,
-            name=relation.name,
-            replica_identity=relation.replica_identity,
-        )
-        if table != link.tables[oid]:
-            self._change_tables(link, {**link.tables, oid: table})
-        if oid in self._membership.partitioned and relation.replica_identity == "full":
-            await self._check_partitions(link, oid)
-        link.assembler.bind(oid, link.tables[oid])
-
-    async def _check_partitions(self, link: _Link, oid: int) -> None:
-        names = await partitions_without_full_identity(link.control, oid)
-        if names:
-            link.assembler.distrust_nulls(oid)
-            _logger.warning(
-                "%s of table %s do(es) not log full old rows, so rows that leave a subscription may only be known by "
-                "their key. Run rowcast setup for the table again, or ALTER TABLE … REPLICA IDENTITY FULL on each",
-                ", ".join(names),
-                link.tables[oid].channel,
-            )
-
-    async def _reload(self, link: _Link) -> None:
-        """Read the publication's tables as they are now.
-
-        The catalogs may be ahead of the stream; where they are, the next Relation message corrects them.
-        """
-        membership = await read_membership(link.control, self._publication)
-        tables = await load_tables(link.control, self._publication)
-        for oid, table in tables.items():
-            if link.assembler.bound(oid) != table:
-                link.assembler.unbind(oid)
-        if tables != link.tables:
-            self._change_tables(link, tables)
-        self._tell_returned(link.assembler, membership)
-
-    def _tell_returned(self, assembler: Assembler, membership: Membership) -> None:
-        """A table that left the publication and came back has a hole in its stream."""
-        before, self._membership = self._membership.entries, membership
-        xid = assembler.xid % 2**32
-        returned = frozenset(
-            oid
-            for oid, (entry, made_by) in membership.entries.items()
-            if oid in before and (entry != before[oid][0] or made_by == xid)
-        )
-        if returned:
-            assembler.events.append(Gap(assembler.position, "capture_gap", returned))
-
-    def _change_tables(self, link: _Link, tables: Mapping[int, Table]) -> None:
-        link.tables = tables
-        link.assembler.events.append(TablesChanged(link.assembler.position, tables))
 
     async def _attend(self, link: _Link) -> None:
         """Look after the slot and the heartbeat, every few seconds and when PostgreSQL wants an answer."""
@@ -449,7 +384,7 @@ class WalCapture:
             self.acknowledge(self._delivered)
         link.stream.send_status()
         membership = await read_membership(link.control, self._publication)
-        if membership.signature not in {self._membership.signature, link.announced}:
+        if membership.signature not in {link.tables.membership.signature, link.announced}:
             # Through the stream, so that it takes effect behind the changes that were made before.
             link.announced = membership.signature
             await self._emit(link, TABLES)
