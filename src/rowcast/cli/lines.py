@@ -125,6 +125,7 @@ class PrettyLines:
         elif isinstance(event, Subscribed):
             self._table = event.table if event.schema == "public" else f"{event.schema}.{event.table}"
             self._rows.key = event.key
+            yield Text(f"watching {self._table}", style="dim")
         elif isinstance(event, SnapshotChunk):
             self._rows.add(event)
             if event.last:

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+def _position(_ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    from rowcast.model import parse_position
+
+    try:
+        return value if value is None else parse_position(value)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem)) from None
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -21,7 +30,11 @@ Examples:
 @click.argument("url")
 @click.argument("channel")
 @click.option(
-    "--from", "since", metavar="POSITION", help="First everything after this position, then what follows."
+    "--from",
+    "since",
+    metavar="POSITION",
+    callback=_position,
+    help="First everything after this position, then what follows.",
 )
 @click.option("--filter", "postgrest", metavar="FILTER", help="Only these rows: org_id=eq.5&status=in.(a,b)")
 @click.option("--where", metavar="SQL", help="Only these rows: org_id = 5 AND status IN ('a','b')")
