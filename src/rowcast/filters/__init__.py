@@ -11,7 +11,6 @@ filter is bound to its table, with a sentence that says what to write instead.
 from __future__ import annotations
 
 from rowcast.filters.bound import BoundFilter, bind
-from rowcast.filters.collation import describe_collation
 from rowcast.filters.evaluate import Outcome
 from rowcast.filters.expression import Expression, conjunction, equality
 from rowcast.filters.index import FilterIndex
@@ -25,7 +24,6 @@ __all__ = [
     "Outcome",
     "bind",
     "conjunction",
-    "describe_collation",
     "equality",
     "parse_postgrest",
     "parse_sql",

@@ -111,9 +111,10 @@ def _compare(term: Term, kind: ValueType, operator: Operator, constant: Constant
 
 
 def _list(term: Term, kind: ValueType, constants: Sequence[Constant]) -> Expression:
-    # PostgreSQL gives the elements of a list one type in common.
-    casts = {constant.kind for constant in constants if constant.text is not None}
-    if len(casts) > 1 and not casts <= {"string", "number"} and not casts <= {"string", "boolean"}:
+    # PostgreSQL gives a list one type: of number types the widest in it or the column's, but for a real it is double
+    # precision only where a cast says so. Exact numbers and whatever is read as the column's type stay what they are.
+    casts = {_type_name(constant) for constant in constants if constant.text is not None}
+    if kind.family == "float4" and "float8" in casts and not casts <= {"float4", "float8"}:
         raise FilterError(f"the list for {term_to_sql(term)} mixes casts: cast all of its values, or none")
     bound = [_constant(term, kind, constant, listed=len(constants) > 1) for constant in constants]
     found = one_of(term, [constant for constant in bound if constant is not None])
@@ -153,7 +154,7 @@ def _match(term: Term, kind: ValueType, pattern: Constant, *, ignore_case: bool)
 def _pattern(term: Term, kind: ValueType, pattern: Constant, operator: str) -> str | None:
     if kind.family != "text":
         raise FilterError(f"{operator} is for text, {term_to_sql(term)} is of type {kind.name}")
-    if pattern.kind != "string" and _TYPE_NAMES.get(pattern.kind, pattern.kind) not in _PLAIN_TEXT:
+    if pattern.kind != "string" and _type_name(pattern) not in _PLAIN_TEXT:
         raise FilterError(f"{operator} needs a pattern in quotes, without a cast")
     return pattern.text
 
@@ -177,7 +178,7 @@ def _constant(term: Term, kind: ValueType, constant: Constant, *, listed: bool =
     """
     if constant.text is None:
         return None
-    cast = _TYPE_NAMES.get(constant.kind, constant.kind)
+    cast = _type_name(constant)
     try:
         match kind.family:
             case "integer" | "numeric" | "float8" | "float4" if cast in _COMPARABLE[kind.family]:
@@ -202,6 +203,11 @@ def _constant(term: Term, kind: ValueType, constant: Constant, *, listed: bool =
         f"{term_to_sql(term)} is of type {kind.name} and cannot be compared with {shown}: "
         "write the value in quotes, without a cast"
     )
+
+
+def _type_name(constant: Constant) -> str:
+    element = constant.kind.removesuffix("[]")
+    return _TYPE_NAMES.get(element, element) + constant.kind[len(element) :]
 
 
 def _number(kind: ValueType, text: str, cast: str, *, listed: bool) -> Constant:

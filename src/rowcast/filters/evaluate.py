@@ -113,7 +113,7 @@ def _on_value(read: Callable[[Row], Value], test: Callable[[bytes], bool]) -> Te
         try:
             value = read(row)
             return value if value is None or value is MISSING else test(value)
-        except Unknowable:
+        except (Unknowable, UnicodeDecodeError):  # a database in SQL_ASCII holds whatever bytes it was given
             return MISSING
 
     return evaluate

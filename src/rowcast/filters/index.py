@@ -37,13 +37,13 @@ class _Probe(Generic[Handle]):
     """The places of one term, by value; None is NULL.
 
     Attributes:
-        sure: Filters that are true there. Equal filters are one shape, so these lists are short.
+        sure: Filters that are true there. Equal filters are one shape, so there are few at one value.
         candidates: Filters of which something remains to be tested.
         size: How many entries there are.
     """
 
     read: Callable[[Row], Hashable]
-    sure: dict[Hashable, list[Handle]] = field(default_factory=dict[Hashable, list[Handle]])
+    sure: dict[Hashable, tuple[Handle, ...]] = field(default_factory=dict[Hashable, tuple[Handle, ...]])
     candidates: dict[Hashable, dict[Handle, Test]] = field(default_factory=dict[Hashable, dict[Handle, Test]])
     size: int = 0
 
@@ -89,7 +89,7 @@ class FilterIndex(Generic[Handle]):
                 probe = self._probes[term] = _Probe(_identity_reader(term, bound.table))
             probe.size += 1
             if rest == _ALWAYS:
-                probe.sure.setdefault(value, []).append(handle)
+                probe.sure[value] = (*probe.sure.get(value, ()), handle)
             else:
                 probe.candidates.setdefault(value, {})[handle] = compile_test(rest, bound.table)
 
@@ -110,9 +110,9 @@ class FilterIndex(Generic[Handle]):
             probe = self._probes[term]
             probe.size -= 1
             if rest == _ALWAYS:
-                probe.sure[value].remove(handle)
-                if not probe.sure[value]:
-                    del probe.sure[value]
+                others = tuple([other for other in probe.sure.pop(value) if other != handle])
+                if others:
+                    probe.sure[value] = others
             else:
                 del probe.candidates[value][handle]
                 if not probe.candidates[value]:
@@ -146,8 +146,7 @@ class FilterIndex(Generic[Handle]):
                 for tests in probe.candidates.values():
                     _sort_out(tests, row, unknown, unknown)  # what is true here may still be in another place
                 continue
-            if value in probe.sure:
-                found += probe.sure[value]
+            found += probe.sure.get(value, ())
             if value in probe.candidates:
                 _sort_out(probe.candidates[value], row, found, unknown)
         if self._linear:

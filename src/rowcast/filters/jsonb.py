@@ -17,6 +17,7 @@ from rowcast.filters.expression import Unknowable
 
 JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | Number | bool | None"
 
+_NULL: Final = object()  # JSON's, which is a value; None is SQL's
 _MAX_LITERAL_LENGTH: Final = (
     4_096  # characters; the time of `@>` grows with the number of values on both sides
 )
@@ -55,7 +56,7 @@ _encode_string = json.JSONEncoder(ensure_ascii=False).encode
 def _parse(text: bytes) -> JsonValue:
     try:
         return cast("JsonValue", _decode(text.decode()))
-    except RecursionError:
+    except (RecursionError, UnicodeDecodeError):
         raise Unknowable from None
 
 
@@ -149,6 +150,8 @@ def _freeze(value: JsonValue) -> Hashable:
             return frozenset([(key, _freeze(item)) for key, item in value.items()])
         case list():
             return tuple([_freeze(item) for item in value])
+        case None:
+            return _NULL
         case _:
             return value
 

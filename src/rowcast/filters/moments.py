@@ -40,6 +40,8 @@ def read_date(text: str) -> str:
 
 def read_time(text: str) -> str:
     """Raises ValueError with the form that is expected."""
+    if text in {"24:00", "24:00:00"}:  # the last moment of a day, which is not the first of the next
+        return "24:00:00"
     match = _TIMES.fullmatch(text)
     if match is None:
         raise ValueError("a time as HH:MM:SS, up to six digits of fraction")

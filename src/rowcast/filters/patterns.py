@@ -20,15 +20,15 @@ Test = Callable[[bytes], bool]
 
 _ANY_CHARACTER: Final = "\0"  # `_` in a parsed pattern; PostgreSQL's text has no NUL
 
-# Letters whose cases have been the same since Unicode 3: Latin-1, Latin Extended-A, Greek, Cyrillic. Not ß, dotted and
+# Letters whose cases have been the same since Unicode 3.1: Latin-1, Latin Extended-A, Greek, Cyrillic. Not ß, dotted and
 # dotless i and sigma, where languages, libraries and versions differ.
 _UNSTABLE: Final = frozenset("ßİıΣσς")
 _LETTERS: Final = (range(0xA0, 0x180), range(0x386, 0x3CF), range(0x400, 0x460))
 # Scripts without cases: Hebrew to Myanmar, punctuation, the East Asian ones.
 _CASELESS: Final = (range(0x591, 0x10A0), range(0x2010, 0x2070), range(0x3000, 0xA000), range(0xAC00, 0xD7A4))
 _STABLE: Final = (range(0x80), *_LETTERS, *_CASELESS)
-# Signs that are compatible with letters of those ranges, and lower() makes such a letter of: Kelvin, Ångström, Ohm.
-_SIGNS: Final = (0x212A, 0x212B, 0x2126)
+# Signs outside of those ranges that lower() makes a letter of them of: Kelvin, Ångström, Ohm, theta.
+_SIGNS: Final = (0x212A, 0x212B, 0x2126, 0x3F4)
 
 
 def _lower_forms(ranges: Iterable[Iterable[int]]) -> dict[int, str]:

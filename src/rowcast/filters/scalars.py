@@ -212,7 +212,8 @@ _TEXT_NAMES: Final = {19: "name", 25: "text", 1042: "bpchar", 1043: "varchar"}
 def text_type(oid: int, collation: Collation | None) -> ValueType | None:
     """The text type with this OID under a collation (None: known to be deterministic only)."""
     name = _TEXT_NAMES.get(oid)
-    if name is None:
+    # Literals of the type name have the collation C. PostgreSQL fails to choose between that and another one.
+    if name is None or (name == "name" and collation is not None and collation.name != "C"):
         return None
     identity = _without_padding if name == "bpchar" else None
     if collation is not None and collation.code_point_order:

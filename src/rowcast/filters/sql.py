@@ -248,9 +248,9 @@ class _Parser:
     def _comparison(self, left: Term | Constant, operator: Operator) -> Expression:
         if isinstance(left, Term):
             if operator == "=" and self._accept_word("any"):
-                return Or(tuple(Comparison(left, "=", constant) for constant in self._array()))
+                return Or(tuple(Comparison(left, "=", constant) for constant in self._any()))
             if operator == "<>" and self._accept_word("all"):
-                return And(tuple(Comparison(left, "<>", constant) for constant in self._array()))
+                return And(tuple(Comparison(left, "<>", constant) for constant in self._any()))
             return Comparison(left, operator, self._constant())
         right = self._operand()
         if isinstance(right, Constant):
@@ -267,10 +267,7 @@ class _Parser:
         if operator != "@>":
             raise self._error("one of = <> < <= > >= ~ ~* !~ !~* @> -> ->>")
         self._take()
-        if self._accept_word("array"):
-            elements = self._constants("[", "]")
-            return Contains(left, Constant(write_array(constant.text for constant in elements)))
-        return Contains(left, self._constant())
+        return Contains(left, self._array() if self._accept_word("array") else self._constant())
 
     def _truth(self, constant: Constant) -> Expression:
         if constant.text is None:
@@ -359,20 +356,31 @@ class _Parser:
         self._expect_mark(closing)
         return tuple(constants)
 
-    def _array(self) -> tuple[Constant, ...]:
-        """The elements of ANY (…)."""
+    def _any(self) -> tuple[Constant, ...]:
+        """The elements of ANY (…) or ALL (…)."""
         self._expect_mark("(")
         if self._accept_word("array"):
-            elements = self._constants("[", "]")
-            if len({element.kind for element in elements if element.text is not None}) > 1:
-                raise FilterError("the values of an ARRAY must be all quoted, all numbers or all of one cast")
-            if self._accept_mark("::"):
-                kind = self._element_type()
-                elements = tuple(self._cast(element, kind) for element in elements)
+            elements = self._split(self._array())
         else:
             elements = self._split(self._constant("ARRAY[…] or an array in quotes"))
+            for _ in elements:
+                self._budget.constant()
         self._expect_mark(")")
         return elements
+
+    def _array(self) -> Constant:
+        """`ARRAY[…]`, whose type is that of its elements: text where they are in quotes."""
+        elements = self._constants("[", "]")
+        kinds = {_element_kind(element) for element in elements if element.text is not None}
+        if len(kinds) > 1 and not kinds <= set(_WHOLE_TYPES):
+            raise FilterError("the values of an ARRAY must be all in quotes, all numbers or all of one cast")
+        literal = write_array(element.text for element in elements)
+        if self._accept_mark("::"):
+            kind = self._type()
+            if not kind.endswith("[]"):
+                raise FilterError(f"an ARRAY can be cast to an array type only: write {kind}[]")
+            return Constant(literal, kind)
+        return Constant(literal, f"{max(kinds, default='text', key=_width)}[]")
 
     def _split(self, array: Constant) -> tuple[Constant, ...]:
         if array.text is None:
@@ -384,8 +392,6 @@ class _Parser:
             elements = read_array(array.text)
         except ValueError as error:
             raise FilterError(f"{excerpt(array.text)} is no array for ANY: expected {error}") from None
-        for _ in elements:
-            self._budget.constant()
         return tuple(Constant(element, kind.removesuffix("[]")) for element in elements)
 
     # Casts.
@@ -417,12 +423,6 @@ class _Parser:
             return f"{name}[]"
         return name
 
-    def _element_type(self) -> str:
-        name = self._type()
-        if not name.endswith("[]"):
-            raise FilterError(f"an ARRAY can be cast to an array type only: write {name}[]")
-        return name.removesuffix("[]")
-
     def _type_word(self) -> str:
         token = self._take()
         if token.kind == "word":
@@ -436,6 +436,28 @@ class _Parser:
 _NUMBER_TYPES: Final = frozenset(
     """int2 int4 int8 smallint int integer bigint oid numeric decimal float4 float8 real float""".split()  # noqa: SIM905
 ) | {"double precision"}
+
+_WHOLE_TYPES: Final = {"int4": 2**31, "int8": 2**63, "numeric": 0}  # with their bounds
+
+
+def _element_kind(constant: Constant) -> str:
+    """The type that PostgreSQL gives an element of an ARRAY."""
+    match constant.kind:
+        case "string":
+            return "text"
+        case "boolean":
+            return "bool"
+        case "number" if re.fullmatch(r"-?[0-9]{1,20}", constant.literal):
+            value = abs(int(constant.literal))
+            return next((name for name, bound in _WHOLE_TYPES.items() if value < bound), "numeric")
+        case "number":
+            return "numeric"
+        case kind:
+            return kind
+
+
+def _width(kind: str) -> int:
+    return list(_WHOLE_TYPES).index(kind) if kind in _WHOLE_TYPES else 0
 
 
 def _tokenize(text: str) -> Iterator[_Token]:
