@@ -24,6 +24,7 @@ from tests.capture.following import (
 )
 
 from rowcast.capture import install
+from rowcast.capture.wal import WalCapture
 from rowcast.model import MISSING, Progress, Row, TablesChanged, epoch_of, make_position, number_of
 from rowcast.testing import EmbeddedPostgres, EmbeddedPostgresError
 
@@ -271,6 +272,50 @@ async def test_a_publication_that_was_changed_by_hand_is_noticed(jobs: psycopg.C
         )
         jobs.execute("ALTER PUBLICATION rowcast DROP TABLE other")
         await follower.until(lambda: len(follower.capture.tables) == 1)
+
+
+async def test_a_table_that_was_added_by_hand_is_told_from_its_first_change_on(
+    jobs: psycopg.Connection, dsn: str
+) -> None:
+    jobs.execute("CREATE TABLE other (id int PRIMARY KEY)")
+    async with Follower(capture(dsn, heartbeat_seconds=60)) as follower:
+        jobs.execute("ALTER PUBLICATION rowcast ADD TABLE other")
+        jobs.execute("INSERT INTO other VALUES (1)")
+        await follower.caught_up()
+        assert changes(follower.transactions) == [("INSERT", (b"1",), None)]
+        [changed] = follower.tables_changed
+        assert follower.events.index(changed) < follower.events.index(follower.transactions[0])
+        assert {table.name for table in changed.tables.values()} == {"jobs", "other"}
+
+
+async def test_what_a_table_told_before_it_was_dropped_is_left_out_by_a_new_process(
+    jobs: psycopg.Connection, dsn: str
+) -> None:
+    jobs.execute("CREATE TABLE other (id int PRIMARY KEY)")
+    watch(dsn, "other")
+    async with Follower(capture(dsn)) as follower:
+        with jobs.transaction():
+            jobs.execute("INSERT INTO other VALUES (1)")
+            jobs.execute("INSERT INTO jobs VALUES (1, 'x')")
+        await follower.caught_up()
+        first = ids(follower.transactions)
+        assert len(first) == 2
+    jobs.execute("DROP TABLE other")
+    async with Follower(capture(dsn)) as follower:
+        await follower.caught_up()
+        assert changes(follower.transactions) == [("INSERT", (b"1", b"x"), None)]
+        assert ids(follower.transactions) == first[1:]
+
+
+async def test_a_publication_for_all_tables_does_not_show_our_own(jobs: psycopg.Connection, dsn: str) -> None:
+    jobs.execute('CREATE PUBLICATION "All, really" FOR ALL TABLES')
+    follower = Follower(WalCapture(dsn, slot=jobs.info.dbname, publication="All, really"))
+    async with follower:
+        jobs.execute("INSERT INTO rowcast.incarnation VALUES ('another', 'x')")
+        jobs.execute("INSERT INTO jobs VALUES (1, 'x')")
+        await follower.caught_up()
+        assert changes(follower.transactions) == [("INSERT", (b"1", b"x"), None)]
+        assert [table.name for table in follower.capture.tables.values()] == ["jobs"]
 
 
 async def test_a_table_that_was_away_from_the_publication_has_a_gap(

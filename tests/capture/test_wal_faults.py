@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import subprocess
 import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -104,6 +108,9 @@ async def test_a_terminated_walsender_costs_nothing(connection: psycopg.Connecti
         await follower.until(lambda: follower.capture.status.state == "live")
         await follower.caught_up()
         assert follower.gaps == []
+        assert follower.tables_changed == []
+        [table] = follower.capture.tables.values()
+        assert all(change.table is table for one in follower.transactions for change in one.changes)
         assert_state_and_order(follower, connection)
 
 
@@ -184,6 +191,60 @@ async def test_a_slot_that_somebody_else_moved_is_answered_by_a_gap(
         assert (gap.reason, number_of(gap.position)) == ("slot_lost", moved_to)
         assert epoch_of(gap.position) == epoch_of(follower.start)
         assert [new for _, new, _ in changes(follower.transactions)] == [(b"1", b"told"), (b"3", b"told")]
+
+
+async def test_a_database_that_was_put_back_to_an_earlier_state_is_answered_by_a_gap(tmp_path: Path) -> None:
+    with EmbeddedPostgres() as server, database(server, "restored") as dsn:
+        async with Follower(capture(dsn)) as follower:
+            await follower.caught_up()
+            await asyncio.to_thread(server.stop)
+            copy = shutil.copytree(server.data_directory, tmp_path / "copy")
+            await asyncio.to_thread(server.start)
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                connection.execute("INSERT INTO t VALUES (1, 'undone', 1)")
+                await follower.until(lambda: follower.transactions)
+                epoch, undone = follower.capture.epoch, follower.transactions[0].position
+            await asyncio.to_thread(server.stop)
+            restore(copy, server.data_directory)
+            await asyncio.to_thread(server.start)
+            await follower.until(lambda: follower.gaps)
+            follower.capture.acknowledge(undone)
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                connection.execute("INSERT INTO t VALUES (2, 'told', 2)")
+            await follower.caught_up()
+            assert follower.capture.epoch != epoch
+            assert [gap.reason for gap in follower.gaps] == ["slot_lost"]
+            assert changes(follower.transactions)[1:] == [("INSERT", (b"2", b"told", b"2"), None)]
+
+
+def restore(copy: Path, data_directory: Path) -> None:
+    """Put a cluster's files back, for the user who owns them."""
+    owner = data_directory.stat()
+    shutil.rmtree(data_directory)
+    shutil.copytree(copy, data_directory)
+    for path in (data_directory, *data_directory.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+async def test_transaction_ids_go_on_counting_after_four_billion() -> None:
+    with EmbeddedPostgres() as server:
+        begin_epoch(server, 3)
+        with database(server, "old") as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+            async with Follower(capture(dsn)) as follower:
+                rows = connection.execute(
+                    "INSERT INTO t VALUES (1, 'x', 1) RETURNING pg_current_xact_id()::text::bigint"
+                )
+                [(xid,)] = rows.fetchall()
+                await follower.caught_up()
+                assert follower.transactions[0].xid == xid > 3 * 2**32
+
+
+def begin_epoch(server: EmbeddedPostgres, epoch: int) -> None:
+    server.stop()
+    owner = server.data_directory.stat()
+    command = f"{server.binary('pg_resetwal')} --epoch={epoch} {server.data_directory}"
+    subprocess.run(command.split(), check=True, capture_output=True, user=owner.st_uid, group=owner.st_gid)
+    server.start()
 
 
 async def test_a_slot_that_the_server_invalidated_is_answered_by_a_gap(fragile: EmbeddedPostgres) -> None:
@@ -323,6 +384,22 @@ async def test_only_the_walsender_that_is_named_is_ended(jobs: psycopg.Connectio
         await end_walsender(control, name, pid)
         await control.close()
         await follower.until(lambda: follower.capture.status.reconnects == 1)
+
+
+async def test_a_mark_whose_connection_breaks_says_so_and_the_next_one_works(
+    jobs: psycopg.Connection, dsn: str
+) -> None:
+    async with Follower(capture(dsn, heartbeat_seconds=60)) as follower:
+        ended = jobs.execute(
+            "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        assert ended.fetchall() == [(True,)]
+        with pytest.raises(CaptureError, match="was lost"):
+            await follower.capture.mark()
+        await follower.until(lambda: follower.capture.status.reconnects == 1)
+        await follower.until(lambda: follower.capture.status.state == "live")
+        await follower.caught_up()
 
 
 async def test_a_database_that_is_taken_down_while_it_streams_ends_the_stream(
