@@ -413,8 +413,8 @@ FILTERS = [
     "org=in.(1,2)",
     "org=gt.1",
     "org=is.null",
-    "or=(org=eq.3,name=eq.x)",
-    "not.and=(org=eq.1)",
+    "or=(org.eq.3,name.eq.x)",
+    "not.and=(org.eq.1,name.eq.x)",
 ]
 
 

@@ -32,7 +32,7 @@ def session(*, state: str = "live", rate: float = 10, subscriptions: int = 3) ->
     )
 
 
-def say(to: NativeSession, now: float = 0.0, **frame: object) -> list[Command]:
+def say(to: NativeSession, now: float = 0.0, **frame: Any) -> list[Command]:
     return to.receive_text(json.dumps(frame).encode(), now)
 
 
@@ -47,7 +47,7 @@ def code(commands: list[Command]) -> str:
     return found
 
 
-def hello(to: NativeSession, **more: object) -> list[Command]:
+def hello(to: NativeSession, **more: Any) -> list[Command]:
     return say(to, type="hello", version=1, **more)
 
 
@@ -109,11 +109,12 @@ def test_a_hello_whose_wishes_are_all_bad_subscribes_to_nothing() -> None:
         ({"columns": "id"}, "invalid_frame"),
     ],
 )
-def test_a_bad_field_is_named_by_its_code(frame: dict[str, object], expected: str) -> None:
+def test_a_bad_field_is_named_by_its_code(frame: dict[str, Any], expected: str) -> None:
     assert code(say(session(), **{"type": "subscribe", "channel": "projects", **frame})) == expected
 
 
 def test_filters_come_in_both_languages() -> None:
+    frame: dict[str, Any]
     for frame in ({"filter": "org=eq.5"}, {"where": "org = $1", "params": [5]}, {"where": "org = 5"}):
         (command,) = say(session(), type="subscribe", channel="projects", **frame)
         assert isinstance(command, Subscribe)
@@ -209,6 +210,7 @@ def test_a_request_may_carry_what_frames_would() -> None:
     assert client.form == "plain"
     commands = session().open("full", [{"id": "p", "channel": "projects"}])
     assert [type(command) for command in commands] == [Reply, Subscribe]
+    wrong: list[dict[str, object]]
     for wrong in ([{"id": "p"}], [{"id": 4, "channel": "projects"}]):
         with pytest.raises(ProtocolError):
             session().open("plain", wrong)
