@@ -100,6 +100,14 @@ class Process:
         self.send(number)
         return self.wait()
 
+    def ended_within(self, seconds: float) -> bool:
+        """Give it so much time to live."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def wait(self) -> int:
         return self._process.wait(DEADLINE_SECONDS)
 

@@ -64,7 +64,7 @@ def subscribed(message: dict[str, Any]) -> bool:
 
 
 class TestServe:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_it_prints_its_addresses_and_ready_and_stops_when_told(self, shop: str, number: int) -> None:
         with Process(
             "serve", "--port", 0, DATABASE_URL=shop.replace("postgres@", "postgres:secret@")
@@ -77,6 +77,14 @@ class TestServe:
                 assert answer.status == 200
             assert process.end(number) == 0
             assert "secret" not in process.error_text()
+
+    def test_a_signal_at_any_moment_of_the_start_ends_it(self, shop: str) -> None:
+        # Before its handlers are there, Python's own end it; from then on, it ends in good order.
+        wanted = {0, -signal.SIGTERM}
+        for delay in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9):
+            with Process("serve", "--dsn", shop, "--port", 0) as process:
+                assert not process.ended_within(delay)
+                assert process.end(signal.SIGTERM) in wanted
 
     def test_a_database_that_was_not_set_up_is_told_the_command(self, dsn: str) -> None:
         ended = run("serve", "--dsn", dsn, "--port", 0)
@@ -360,3 +368,21 @@ class TestMirror:
                 eventually(lambda: rows_of(file), lambda rows: rows == [(2, "b", 1, None, None)])
                 assert mirror.end(signal.SIGTERM) == 0
                 assert next_server.end(signal.SIGTERM) == 0
+
+    def test_a_table_that_was_made_anew_meanwhile_is_taken_anew(
+        self, shop: str, server: str, connection: psycopg.Connection, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "mirror.sqlite"
+        connection.execute("INSERT INTO projects (id, name) VALUES (1, 'a')")
+        with Process("mirror", server, "projects", "--to", file) as mirror:
+            assert mirror.line() == "ready"
+            assert mirror.end(signal.SIGTERM) == 0
+        connection.execute(
+            "DROP TABLE projects;"
+            "CREATE TABLE projects (id bigint PRIMARY KEY, name text, org_id int NOT NULL DEFAULT 1, big numeric)"
+        )
+        install(shop, ["projects"])
+        connection.execute("INSERT INTO projects (id, name) VALUES (2, 'b')")
+        with Process("mirror", server, "projects", "--to", file) as mirror:
+            eventually(lambda: rows_of(file), lambda rows: rows == [(2, "b", 1, None)])
+            assert mirror.end(signal.SIGTERM) == 0

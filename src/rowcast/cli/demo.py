@@ -46,6 +46,7 @@ def demo(*, host: str, port: int | None, data: Path | None, no_open: bool, log_l
     from rowcast import demo as application
     from rowcast.capture.install import install
     from rowcast.cli.process import Signals, announce, log_to_stderr
+    from rowcast.errors import ConfigurationError
     from rowcast.server import Rowcast, run
     from rowcast.settings import Settings
     from rowcast.testing import EmbeddedPostgres
@@ -53,6 +54,22 @@ def demo(*, host: str, port: int | None, data: Path | None, no_open: bool, log_l
     log_to_stderr(Settings(log_level=log_level).log_level)  # type: ignore[arg-type]
     if port:
         _claim(host, port)
+
+    def serve(dsn: str, port: int) -> None:
+        rowcast = Rowcast(Settings(database_url=dsn, host=host, port=port))
+
+        def on_ready(addresses: Addresses) -> None:
+            if not no_open and _has_display():
+                webbrowser.open(addresses.http)
+            announce([("database", dsn), ("page", addresses.http), ("websocket", addresses.websocket)])
+
+        run(
+            rowcast,
+            app=application.create_application(dsn, rowcast),
+            mounted_at=application.REALTIME_PATH,
+            on_ready=on_ready,
+        )
+
     # What is kept shall survive a power cut; what is not may be fast.
     postgres = EmbeddedPostgres(data, settings={"fsync": "on", "full_page_writes": "on"} if data else None)
     with Signals() as noted:
@@ -64,20 +81,15 @@ def demo(*, host: str, port: int | None, data: Path | None, no_open: bool, log_l
             noted.check()
             install(dsn, application.TABLES)
             noted.check()
-            settings = Settings(database_url=dsn, host=host, port=_next_free(host) if port is None else port)
-            rowcast = Rowcast(settings)
-
-            def on_ready(addresses: Addresses) -> None:
-                if not no_open and _has_display():
-                    webbrowser.open(addresses.http)
-                announce([("database", dsn), ("page", addresses.http), ("websocket", addresses.websocket)])
-
-            run(
-                rowcast,
-                app=application.create_application(dsn, rowcast),
-                mounted_at=application.REALTIME_PATH,
-                on_ready=on_ready,
-            )
+            while True:
+                chosen = _next_free(host) if port is None else port
+                try:
+                    serve(dsn, chosen)
+                    break
+                except ConfigurationError:
+                    # Another demo, started at the same moment, may have been faster.
+                    if port is not None or _next_free(host) == chosen:
+                        raise
         finally:
             postgres.close()
 

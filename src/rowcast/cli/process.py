@@ -22,6 +22,10 @@ def log_to_stderr(level: str) -> None:
     logging.getLogger("uvicorn").setLevel(level.upper() if level != "info" else "WARNING")
 
 
+# Soon enough for whoever stops a server, and seldom enough to be nothing.
+_KNOCK_SECONDS: Final = 0.2
+
+
 class Stopped(BaseException):
     """SIGINT or SIGTERM came before there was a server that it could stop."""
 
@@ -30,7 +34,8 @@ class Signals:
     """Within the block, SIGINT and SIGTERM are noted, in place of a death that leaves a database behind.
 
     uvicorn puts its own handlers in place while it runs and raises the signal again when it has ended, which then
-    ends here. A second SIGINT breaks off whatever hangs.
+    ends here. A signal that came too early for uvicorn knocks again until somebody opens. SIGHUP, by which a closed
+    terminal says so, counts as SIGTERM, except under nohup.
     """
 
     def __init__(self) -> None:
@@ -38,14 +43,21 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        handlers = {
+            signal.SIGINT: self._note,
+            signal.SIGTERM: self._note,
+            signal.SIGHUP: _terminate,
+            signal.SIGALRM: _terminate,
         }
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            del handlers[signal.SIGHUP]
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         return isinstance(error, Stopped)
@@ -55,10 +67,13 @@ class Signals:
         if self._came:
             raise Stopped
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self._came and number == signal.SIGINT:
-            raise KeyboardInterrupt
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
         self._came = True
+        signal.setitimer(signal.ITIMER_REAL, _KNOCK_SECONDS)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGTERM)
 
 
 def announce(addresses: Sequence[tuple[str, str]]) -> None:

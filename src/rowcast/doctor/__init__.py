@@ -113,8 +113,13 @@ def installed_packages() -> dict[str, str]:
 
 
 def _connect(url: str) -> psycopg.Connection[DictRow]:
+    # Without prepared statements: a pooler loses them between two transactions.
     return psycopg.Connection[DictRow].connect(
-        url, autocommit=True, connect_timeout=CONNECT_SECONDS, row_factory=dict_row
+        url,
+        autocommit=True,
+        connect_timeout=CONNECT_SECONDS,
+        prepare_threshold=None,
+        row_factory=dict_row,
     )
 
 

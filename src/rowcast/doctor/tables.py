@@ -70,7 +70,10 @@ def installation(database: Database) -> Iterator[Problem]:
     if not database.value("SELECT to_regclass('rowcast.migration') IS NOT NULL"):
         yield error("the schema rowcast is missing: this database was not set up", setup)
         return
-    if not database.value("SELECT has_table_privilege('rowcast.migration', 'SELECT')"):
+    if not database.value(
+        "SELECT has_table_privilege('rowcast.migration', 'SELECT') "
+        "AND has_table_privilege('rowcast.incarnation', 'INSERT')"
+    ):
         yield error(
             f"the role {database.role} may not use the schema rowcast",
             f"{setup} --role {database.role}  # as the role that installed it",
