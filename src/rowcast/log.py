@@ -38,6 +38,11 @@ class Log(Protocol):
         ...
 
     @property
+    def size_bytes(self) -> int:
+        """About what it holds in memory."""
+        ...
+
+    @property
     def newest_evicted_xid(self) -> int:
         """The highest transaction id that was here and is not any more, or never came; 0 for none."""
         ...
@@ -85,7 +90,7 @@ class MemoryLog:
         self._floor = self._head = position
         self._positions, self._entries, self._times = [], [], []
         self._first = 0
-        self.size_bytes = 0
+        self._size_bytes = 0
 
     @property
     def floor(self) -> Position:
@@ -94,6 +99,10 @@ class MemoryLog:
     @property
     def head(self) -> Position:
         return self._head
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
 
     @property
     def newest_evicted_xid(self) -> int:
@@ -118,7 +127,7 @@ class MemoryLog:
         self._positions.append(entry.position)
         self._entries.append(entry)
         self._times.append(now)
-        self.size_bytes += _size(entry)
+        self._size_bytes += _size(entry)
 
     def after(self, position: Position) -> Iterator[Transaction | Gap] | None:
         if position < self._floor:
@@ -134,12 +143,14 @@ class MemoryLog:
     def trim(self, now: float) -> Position:
         oldest = now - self._max_seconds
         last = len(self._entries) - 1
-        while self._first < last and (self.size_bytes > self._max_bytes or self._times[self._first] < oldest):
+        while self._first < last and (
+            self._size_bytes > self._max_bytes or self._times[self._first] < oldest
+        ):
             entry = self._entries[self._first]
             if isinstance(entry, Transaction):
                 self._newest_evicted_xid = max(self._newest_evicted_xid, entry.xid)
             self._floor = entry.position
-            self.size_bytes -= _size(entry)
+            self._size_bytes -= _size(entry)
             self._entries[self._first] = Progress(entry.position)  # the values go now, the slot later
             self._first += 1
         if self._first >= _COMPACT_ENTRIES and self._first * 2 >= len(self._entries):

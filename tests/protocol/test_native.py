@@ -210,10 +210,10 @@ def test_a_request_may_carry_what_frames_would() -> None:
     assert client.form == "plain"
     commands = session().open("full", [{"id": "p", "channel": "projects"}])
     assert [type(command) for command in commands] == [Reply, Subscribe]
-    wrong: list[dict[str, object]]
-    for wrong in ([{"id": "p"}], [{"id": 4, "channel": "projects"}]):
+    entries: tuple[dict[str, object], ...] = ({"id": "p"}, {"id": 4, "channel": "projects"})
+    for entry in entries:
         with pytest.raises(ProtocolError):
-            session().open("plain", wrong)
+            session().open("plain", [entry])
 
 
 def test_a_request_without_a_session_is_read_alike() -> None:

@@ -128,7 +128,12 @@ class Hub:
 
     @property
     def shapes(self) -> Iterable[Shape]:
+        """What is watched."""
         return self._shapes.values()
+
+    @property
+    def shape_count(self) -> int:
+        return len(self._shapes)
 
     @property
     def audience_count(self) -> int:

@@ -89,10 +89,11 @@ _TYPES: Final = ("subscribe", "unsubscribe", "hello", "heartbeat", "token")
 
 @dataclass(slots=True, frozen=True)
 class Reply:
-    """Send this message. `event` names its type for transports that show it."""
+    """Send this message. `event` names its type for transports that show it, `code` an error's."""
 
     message: bytes
     event: str
+    code: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -367,7 +368,8 @@ class NativeSession:
     @staticmethod
     def error(error: ProtocolError, name: str | None = None) -> Reply:
         fields = {} if name is None else {"id": name}
-        return _reply("error", code=error.code, message=str(error), **fields)
+        message = _encode({"type": "error", "code": error.code, "message": str(error), **fields})
+        return Reply(message, "error", error.code)
 
 
 def parse_request(fields: dict[str, object]) -> Request:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rowcast.capture import Capture
 from rowcast.capture.wal import WalCapture
 from rowcast.errors import ConfigurationError
+from rowcast.server import metrics
 from rowcast.server.asgi import EventStreamEndpoint, WebSocketEndpoint, cors_headers
 from rowcast.server.rows import RowsEndpoint
 from rowcast.server.service import Service
@@ -58,6 +59,7 @@ class Rowcast:
                 Route("/sse", EventStreamEndpoint(lambda: self.service)),
                 Route("/v1/rows/{channel:path}", RowsEndpoint(lambda: self.service).answer),
                 Route("/v1/channels", self._channels),
+                *([Route("/metrics", self._metrics)] if self.settings.metrics else []),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
             ],
@@ -127,6 +129,9 @@ class Rowcast:
         ]
         headers = cors_headers(service, dict(request.headers))
         return _json({"channels": listed}, 200, headers)
+
+    async def _metrics(self, request: Request) -> Response:  # noqa: ARG002 - the signature of an endpoint
+        return Response(metrics.render(self.service), media_type="text/plain; version=0.0.4")
 
     async def _healthz(self, request: Request) -> Response:  # noqa: ARG002 - the signature of an endpoint
         return JSONResponse({"status": "ok"})

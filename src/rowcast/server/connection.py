@@ -135,7 +135,7 @@ class ClientConnection:
         elif isinstance(command, Unsubscribe):
             self._unsubscribe(command.subscription)
         else:
-            self.transport.close(command.code, command.reason)
+            self.drop(command.code, command.reason)
 
     def _introduce(self) -> Subscriber:
         """Make the hub know this client, in the form that its first message chose."""
@@ -215,6 +215,8 @@ class ClientConnection:
 
     def reply(self, reply: Reply) -> None:
         """Queue a message of this connection's own."""
+        if reply.code:
+            self.service.errors[reply.code] += 1
         event = "" if self.session.form == "full" else reply.event
         self.send(self.framing.frame(reply.message, event=event))
 
@@ -319,6 +321,7 @@ class ClientConnection:
 
     def drop(self, code: int, reason: str) -> None:
         """Close at once; what waits is not written."""
+        self.service.closes[code] += 1
         if self._rest is not None:
             self.transport.abort()  # a close frame inside another frame would be read as its content
         else:

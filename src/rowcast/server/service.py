@@ -11,11 +11,15 @@ import contextlib
 import itertools
 import logging
 import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import urlsplit
 
+import psycopg
+
 from rowcast.capture import Capture
-from rowcast.errors import NotInstalledError, RowcastError
+from rowcast.errors import CaptureError, NotInstalledError, RowcastError
 from rowcast.hub import Framing, Hub
 from rowcast.log import MemoryLog
 from rowcast.model import Position, make_position
@@ -29,6 +33,8 @@ logger = logging.getLogger("rowcast.server")
 
 # Before the database has answered there is no epoch; zeros are ordered before every real position.
 _NOWHERE: Final = make_position("0" * 16, 0)
+# Soon enough for people, seldom enough for a database in trouble.
+_RETRY_SECONDS: Final = 1.0
 # The wheel turns often enough that a time-out is late by no more than this.
 _WHEEL_SECONDS: Final = 1.0
 # A client is given up after this many heartbeat intervals of silence: one may be lost, two may not.
@@ -61,7 +67,8 @@ class Service:
         self.failure: RowcastError | None = None
         self.failed = asyncio.Event()
         self.live = asyncio.Event()
-        self.closes: dict[int, int] = {}
+        self.closes: Counter[int] = Counter()
+        self.errors: Counter[str] = Counter()
         self._hub: Hub | None = None
         self._snapshots: Snapshots | None = None
         self._names = itertools.count(1)
@@ -144,7 +151,7 @@ class Service:
             start,
             max_bytes=settings.replay_window_bytes,
             max_seconds=settings.replay_window_seconds,
-            first_xid=await reader.newest_xid(),
+            first_xid=await _patiently(reader.newest_xid),
         )
         hub = self._hub = Hub(log, capture.tables, offered=settings.tables or None, scopes=settings.scopes)
         snapshots = self._snapshots = Snapshots(
@@ -172,7 +179,12 @@ class Service:
                 await catching_up
 
     async def _aim(self) -> None:
-        self._target = await self.capture.mark()
+        while self._target is None:
+            try:
+                self._target = await self.capture.mark()
+            except CaptureError as error:
+                logger.info("the database's present end is not known yet, trying again: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
         self._become_ready()  # the stream may have passed it while the answer was on its way
 
     def _become_ready(self) -> None:
@@ -294,3 +306,13 @@ class Service:
             for connection in list(self.connections):
                 if connection.session.form is not None:
                     connection.reply(connection.session.status())
+
+
+async def _patiently(ask: Callable[[], Awaitable[int]]) -> int:
+    """Ask the database until it answers."""
+    while True:
+        try:
+            return await ask()
+        except psycopg.OperationalError as error:
+            logger.warning("the database does not answer, trying again: %s", str(error).strip())
+            await asyncio.sleep(_RETRY_SECONDS)

@@ -20,7 +20,7 @@ from typing import IO, Final
 import msgspec
 import psycopg
 
-from rowcast.errors import ProtocolError
+from rowcast.errors import CaptureError, ProtocolError
 from rowcast.hub import Hub, Shape, Subscription
 from rowcast.hub.shape import EncodedChange, ShapeKey
 from rowcast.model import MISSING, Change, Gap, Position, Row
@@ -279,7 +279,7 @@ class Snapshots:
         self._tasks: set[asyncio.Task[None]] = set()
         self._heads: dict[Position, list[asyncio.Future[None]]] = {}
         self.taken = 0
-        self.last_seconds = 0.0
+        self.seconds = 0.0
 
     def get(self, shape: Shape) -> ShapeSnapshot:
         """The snapshot of a shape: the one there is, or one that begins to be read."""
@@ -342,11 +342,11 @@ class Snapshots:
                     snapshot.restart()
                 else:
                     self.taken += 1
-                    self.last_seconds = self._now() - began
+                    self.seconds += self._now() - began
                     break
             else:
                 snapshot.error = "the table changes faster than it can be read; try again"
-        except psycopg.Error as error:
+        except (psycopg.Error, CaptureError) as error:
             snapshot.error = f"the rows could not be read: {str(error).strip()}"
             logger.warning("snapshot of %s: %s", snapshot.shape.table.channel, snapshot.error)
         except Exception:
