@@ -21,6 +21,7 @@ class KnownRows:
     Attributes:
         position: Where the base stands; empty before the first snapshot.
         overlaid: What is visible under the keys that patches are on.
+        twins: Made-up key of a new row → key of a confirmed row that looks like it; the former is hidden then.
         loading: A snapshot that is being assembled, or is complete and held back (see `Step.finish`).
         loading_position: Where a complete snapshot stands; None while it is being assembled.
         shown: There has been a snapshot.
@@ -38,6 +39,7 @@ class KnownRows:
     base: BaseRows = field(default_factory=BaseRows)
     position: str = ""
     overlaid: dict[Key, Row | None] = field(default_factory=dict[Key, Row | None])
+    twins: dict[Key, Key] = field(default_factory=dict[Key, Key])
     loading: BaseRows | None = None
     loading_position: str | None = None
     shown: bool = False

@@ -13,7 +13,7 @@ Patches are per column: an update hides nothing but the columns it sets. Folded 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
@@ -22,7 +22,8 @@ from rowcast.client.rows import Key, Row
 
 # overlay: shown at once.  stream-only: shown when the stream tells it; the rows count as pending until then.
 # invalidate: shown at once, and a new snapshot is taken when the server has answered, for applications whose
-# transactions do not confirm.
+# transactions do not confirm. That is as good as the snapshot is new: a server that lags behind the database may give
+# one without the mutation, and its value shows a moment later again.
 Strategy: TypeAlias = Literal["overlay", "stream-only", "invalidate"]
 
 # A key that the client made up is asked for by what was rendered with it, which does not outlive the next thousand.
@@ -123,6 +124,24 @@ class Overlay:
                 del by_key[key]
         return touched
 
+    def uncovers(self, mutation: Mutation, subscription: str) -> bool:
+        """Whether without a mutation something older would show: an earlier mutation's value for the same.
+
+        A later mutation can be confirmed before an earlier one, if they overtook each other on their way, or if the
+        earlier one's confirm was lost in a gap. Then the later one stays, so that no value goes backwards.
+        """
+        by_key = self._patches.get(subscription, {})
+        for key in dict.fromkeys(
+            patch.key for patch in mutation.patches if patch.subscription == subscription
+        ):
+            earlier: list[Patch] = []
+            for owner, patch in by_key.get(key, ()):
+                if owner is not mutation:
+                    earlier += [] if owner.strategy == "stream-only" else [patch]
+                elif any(_covers(patch, other) for other in earlier):
+                    return True
+        return False
+
     def forget(self, subscription: str) -> None:
         """The subscription has ended: nothing lies over it any more."""
         self._patches.pop(subscription, None)
@@ -147,6 +166,13 @@ class Overlay:
     def keys(self, subscription: str) -> Iterable[Key]:
         """All keys of a subscription that patches are on."""
         return self._patches.get(subscription, {}).keys()
+
+    def temporary(self, subscription: str) -> Iterator[Insert]:
+        """The new rows of a subscription whose keys the server has yet to make."""
+        for patches in self._patches.get(subscription, {}).values():
+            for mutation, patch in patches:
+                if isinstance(patch, Insert) and patch.temporary and mutation.strategy != "stream-only":
+                    yield patch
 
     def subscriptions(self, mutation: Mutation) -> list[str]:
         """Where patches of a mutation still lie, in the order of its patches."""
@@ -190,6 +216,12 @@ class Overlay:
             renamed.append((mutation, new_patch))
         if renamed:
             by_key[new_key] = renamed + by_key.get(new_key, [])
+
+
+def _covers(later: Patch, earlier: Patch) -> bool:
+    if isinstance(later, Update):
+        return isinstance(earlier, Update) and not later.columns.keys().isdisjoint(earlier.columns.keys())
+    return isinstance(earlier, Delete if isinstance(later, Insert) else Insert)
 
 
 def temporary_inserts(mutation: Mutation, subscription: str) -> list[Insert]:

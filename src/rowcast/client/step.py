@@ -23,7 +23,7 @@ from rowcast.client.outputs import (
     SubscriptionChanged,
 )
 from rowcast.client.overlay import Mutation, temporary_inserts
-from rowcast.client.rows import BaseRows, Before, Key, RowChange, is_behind, key_of
+from rowcast.client.rows import BaseRows, Before, Key, Row, RowChange, is_behind, key_of
 
 # Settled mutations are kept so that late answers find them and rejected ones can be retried.
 MAXIMUM_SETTLED: Final = 1000
@@ -239,6 +239,8 @@ class Step:
         outputs: list[Output] = []
         for name, before in self._before.items():
             known = contents.rows[name]
+            for made_up in known.twins:
+                before.setdefault(made_up, known.visible(made_up))
             self._refold(known, before)
             reset = name in self._reset
             changes = self._difference(known, before, reset=reset)
@@ -273,6 +275,10 @@ class Step:
         if known.overlaid:
             for key in touched.keys() & known.overlaid.keys():
                 before[key] = known.overlaid[key]
+            rows = known.base.rows
+            self._find_twins(
+                known, [(key, rows[key]) for key, old in touched.items() if old is None and key in rows]
+            )
         return True
 
     def _touch(self, known: KnownRows, key: Key) -> None:
@@ -299,19 +305,28 @@ class Step:
         for entry in list(contents.settling.values()):
             if entry.position is not None and not is_behind(contents.told, entry.position):
                 self.confirm(entry, entry.position)
-            for name in contents.overlay.subscriptions(entry):
-                known = contents.rows[name]
-                confirmed = entry.confirmed_at is not None and known.holds(entry.confirmed_at)
-                if confirmed or (
-                    entry.waits_for is not None and known.loaded >= entry.waits_for.get(name, 0)
-                ):
-                    self._take(entry, name)
+        while any(self._take_what_arrived(entry) for entry in contents.settling.values()):
+            pass  # what lay over a patch that has gone may go now
+        for entry in list(contents.settling.values()):
             if contents.overlay.subscriptions(entry):
                 continue
             if entry.waits_for is not None:
                 self.confirm(entry, contents.told)
             if entry.confirmed_at is not None:
-                contents.settling.pop(entry.id, None)
+                contents.settling.pop(entry.id)
+
+    def _take_what_arrived(self, entry: Mutation) -> bool:
+        """Take a mutation's patches from the bases that have it; returns whether there were any."""
+        contents = self._contents
+        taken = False
+        for name in contents.overlay.subscriptions(entry):
+            known = contents.rows[name]
+            confirmed = entry.confirmed_at is not None and known.holds(entry.confirmed_at)
+            reloaded = entry.waits_for is not None and known.loaded >= entry.waits_for.get(name, 0)
+            if (confirmed or reloaded) and not contents.overlay.uncovers(entry, name):
+                self._take(entry, name)
+                taken = True
+        return taken
 
     def _find_keys(self, entry: Mutation, event: Transaction) -> None:
         """Find the server's keys for made-up ones: the inserted rows with the values that the mutation gave."""
@@ -333,6 +348,22 @@ class Step:
         known.asked += 1
         self.say(Refetch(known.name))
 
+    def _find_twins(self, known: KnownRows, rows: Sequence[tuple[Key, Row]]) -> None:
+        """Find rows that look like new ones with made-up keys, and hide the latter: one of them is enough to see.
+
+        They may have been written by the mutation whose confirm comes later, or was lost in a gap, or by somebody else
+        who wrote the same. So this hides, until the mutation is settled, and does nothing else.
+        """
+        free = [(key, row) for key, row in rows if key not in known.twins.values()]
+        for patch in self._contents.overlay.temporary(known.name):
+            if patch.key in known.twins:
+                continue
+            twin = next((each for each in free if _looks_like(each[1], patch.row, known.key_columns)), None)
+            if twin is not None:
+                free.remove(twin)
+                known.twins[patch.key] = twin[0]
+                self._moved.setdefault(known.name, {})[twin[0]] = patch.key
+
     def _invalidate(self, known: KnownRows, reason: str) -> None:
         known.valid = False
         known.reason = reason
@@ -347,8 +378,14 @@ class Step:
         base, position = known.loading, known.loading_position
         if base is None or position is None:
             return
+        if self._contents.overlay.keys(known.name):
+            self._find_twins(
+                known, [(key, row) for key, row in base.rows.items() if key not in known.base.rows]
+            )
         self._replace(known, base)
         known.position = position
+        if not is_behind(position, self._contents.told):
+            self._contents.told = position
         known.shown = known.valid = True
         known.loaded = known.asked
         self._drop_load(known)
@@ -366,10 +403,13 @@ class Step:
         if not overlaid and not overlay.keys(name):
             return
         for key in before:
-            if overlay.covers(name, key):
-                overlaid[key] = overlay.fold(name, key, known.base.rows.get(key))
-            else:
+            if not overlay.covers(name, key):
                 overlaid.pop(key, None)
+                known.twins.pop(key, None)
+            elif known.twins.get(key) in known.base.rows:
+                overlaid[key] = None
+            else:
+                overlaid[key] = overlay.fold(name, key, known.base.rows.get(key))
 
     def _difference(self, known: KnownRows, before: Before, *, reset: bool) -> list[RowChange]:
         visible = known.visible if known.overlaid else known.base.rows.get
@@ -383,6 +423,13 @@ class Step:
             changes.extend(RowChange(key, None, rows[key], key) for key in rows if key not in before)
         moved = self._moved.get(known.name)
         return _join_moved(changes, moved) if moved else changes
+
+
+def _looks_like(row: Row, given: Row, key_columns: Sequence[str]) -> bool:
+    """Whether a row of a table with a key has the values that a mutation gave for a new one."""
+    return bool(key_columns) and all(
+        row.get(column, value) == value for column, value in given.items() if column not in key_columns
+    )
 
 
 def _join_moved(changes: list[RowChange], moved: Mapping[Key, Key]) -> list[RowChange]:

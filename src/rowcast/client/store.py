@@ -121,6 +121,13 @@ class Store:
         self._contents.overlay.forget(subscription)
         return Step(self._contents).finish("overlay")
 
+    def refresh(self, subscription: str) -> list[Output]:
+        """Have a new snapshot taken, after the one that is on its way if one is; the rows stay until it has come."""
+        self._known(subscription)
+        step = Step(self._contents)
+        step.refetch(subscription, "refresh")
+        return step.finish("overlay")
+
     def receive(self, events: Iterable[Event]) -> list[Output]:
         """Take over what the session has to tell, in one step."""
         step = Step(self._contents)
@@ -203,7 +210,7 @@ class Store:
             if keys and patch.key in keys and patch.subscription in contents.rows:
                 step.rename(patch.subscription, patch.key, keys[patch.key])
         if entry is not None:
-            entry.deadline = now + self._confirm_seconds
+            entry.deadline = now + self._confirm_seconds if position is None else None
             step.name_commit(entry, txid, position)
             if entry.strategy == "invalidate" and entry.waits_for is None:
                 step.invalidate(entry)

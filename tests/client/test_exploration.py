@@ -1,0 +1,105 @@
+"""Every order in which a client, a network and a database can act, up to a small scope; see `exploration`.
+
+Over three mutations and three foreign commits, faults multiply the states beyond what a test run has time for. So each
+scenario here leaves something out, and together they have everything with everything: three mutations with three
+commits; two with one under each fault; one with one under all of them. `ROWCAST_EXPLORE=large` adds scenarios that take
+about an hour.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+from tests.client.exploration import (
+    CREATE,
+    DELETE,
+    INSERT,
+    SET_A,
+    SET_B,
+    BrokenRuleError,
+    Budget,
+    Client,
+    PatchAndIgnore,
+    Scenario,
+    SnapshotRollback,
+    Write,
+    explore,
+)
+
+INVALIDATE_A = Write("set", "a", "invalidate")
+STREAM_ONLY_A = Write("set", "a", "stream-only")
+
+NO_FAULT = Budget(refreshes=0, resyncs=0, disconnects=0, losses=0, refusals=1, timeouts=0)
+REFRESH = Budget(refreshes=1, resyncs=0, disconnects=0, losses=0, refusals=1, timeouts=0)
+RESYNC = Budget(refreshes=0, resyncs=1, disconnects=0, losses=0, refusals=1, timeouts=0)
+DISCONNECT = Budget(refreshes=0, resyncs=0, disconnects=1, losses=0, refusals=1, timeouts=0)
+LOST_ANSWER = Budget(refreshes=0, resyncs=0, disconnects=0, losses=1, refusals=1, timeouts=1)
+STREAM_FAULTS = Budget(refreshes=1, resyncs=1, disconnects=1, losses=0, refusals=1, timeouts=0)
+ALL_FAULTS = Budget()
+
+SMALL = [
+    Scenario((SET_A, SET_A, SET_A), (SET_A, SET_A, SET_A), NO_FAULT),
+    Scenario((SET_A, SET_B, DELETE), (SET_B, DELETE, SET_A), NO_FAULT),
+    Scenario((DELETE, INSERT), (SET_A, INSERT), NO_FAULT),
+    Scenario((SET_A, SET_A), (SET_A,), REFRESH),
+    Scenario((SET_A, SET_A), (SET_A,), RESYNC),
+    Scenario((SET_A, SET_A), (SET_A,), DISCONNECT),
+    Scenario((SET_A, SET_A), (SET_A,), LOST_ANSWER),
+    Scenario((STREAM_ONLY_A, SET_A), (SET_A,), RESYNC),
+    Scenario((INVALIDATE_A, SET_A), (SET_A,), RESYNC, servers_lag=False),
+    Scenario((SET_A,), (SET_A,), STREAM_FAULTS),
+    Scenario((SET_A,), (SET_B,), STREAM_FAULTS),
+    Scenario((SET_A,), (DELETE,), STREAM_FAULTS),
+    Scenario((DELETE,), (SET_A,), STREAM_FAULTS),
+    Scenario((INSERT,), (INSERT,), STREAM_FAULTS),
+    Scenario((CREATE,), (SET_A,), STREAM_FAULTS),
+    Scenario((INVALIDATE_A,), (SET_A,), STREAM_FAULTS, servers_lag=False),
+    Scenario((SET_A,), (), ALL_FAULTS),
+    Scenario((CREATE,), (), ALL_FAULTS),
+]
+LARGE = [
+    Scenario((SET_A, SET_A), (SET_A, SET_A), STREAM_FAULTS),
+    Scenario((SET_A, SET_B), (SET_B, DELETE), STREAM_FAULTS),
+    Scenario((CREATE, SET_A), (DELETE,), STREAM_FAULTS),
+    Scenario((SET_A,), (SET_A, SET_A), ALL_FAULTS),
+    Scenario((SET_A, SET_A, SET_A), (SET_A, SET_A, SET_A), REFRESH),
+    Scenario((SET_A, SET_A, SET_A), (SET_A, SET_A, SET_A), DISCONNECT),
+    Scenario((SET_A, SET_A, SET_A), (SET_A, SET_A, SET_A), RESYNC),
+]
+
+
+@pytest.mark.timeout(7200 if os.environ.get("ROWCAST_EXPLORE") == "large" else 120)
+def test_in_every_state_no_value_goes_backwards_and_every_run_ends_with_the_databases_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scenarios = SMALL + (LARGE if os.environ.get("ROWCAST_EXPLORE") == "large" else [])
+    total_states = total_steps = 0
+    for scenario in scenarios:
+        states, steps = explore(scenario)
+        total_states += states
+        total_steps += steps
+    with capsys.disabled():
+        print(f"\nexplored {len(scenarios)} scenarios: {total_states:,} states, {total_steps:,} steps")
+    assert total_states > 50_000
+
+
+@pytest.mark.parametrize("strategy", [PatchAndIgnore, SnapshotRollback])
+@pytest.mark.parametrize("commit", [SET_A, SET_B])
+def test_the_same_exploration_finds_the_faults_of_naive_strategies(
+    strategy: Callable[[], Client], commit: Write
+) -> None:
+    with pytest.raises(BrokenRuleError, match=r"older|the database has"):
+        explore(Scenario((SET_A,), (commit,), NO_FAULT), strategy)
+
+
+def test_a_window_that_ignores_ones_own_echo_loses_what_others_wrote_in_it() -> None:
+    """Without a step of the clock there is nothing else to find: the window is open to the end."""
+    with pytest.raises(BrokenRuleError, match=r"the end shows .*'b': '0'.*the database has .*'b': 'f0'"):
+        explore(Scenario((SET_A,), (SET_B,), Budget(0, 0, 0, 0, 0, 0)), PatchAndIgnore)
+
+
+def test_rolling_back_to_a_snapshot_undoes_what_others_wrote_since() -> None:
+    with pytest.raises(BrokenRuleError, match=r"row 1: .*'b': 'f0'.* became .*'b': '0'.*, which is older"):
+        explore(Scenario((INSERT,), (SET_B,), NO_FAULT), SnapshotRollback)
