@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
 Row: TypeAlias = Mapping[str, Any]
-Scalar: TypeAlias = str | int | float | bool | None
+Scalar: TypeAlias = str | int | float | Decimal | bool | None
 Key: TypeAlias = Scalar | tuple[Scalar, ...]
 Frame: TypeAlias = Mapping[str, Any]
 
@@ -34,11 +35,11 @@ def is_behind(position: str, other: str) -> bool:
 
 def canonical_text(value: object) -> str:
     """JSON text that is equal for equal values, whatever the order of an object's members."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=repr)
 
 
 def _scalar(value: object) -> Scalar:
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, str | int | float | Decimal):
         return value
     return canonical_text(value)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import chain, islice
 from typing import Any, Final, TypeAlias
 
@@ -324,7 +325,7 @@ def _entry_maker(directions: Sequence[tuple[str, bool]]) -> Callable[[Row, Key],
     return entry
 
 
-_RANKS: Final[dict[type, int]] = {int: 0, float: 0, bool: 0, str: 1, type(None): 3}
+_RANKS: Final[dict[type, int]] = {int: 0, float: 0, Decimal: 0, bool: 0, str: 1, type(None): 3}
 
 
 def _ranked(value: Any) -> tuple[int, Any]:
