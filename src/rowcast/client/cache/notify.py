@@ -60,11 +60,16 @@ class NotifyManager:
 
     def deliver(self, call: Callable[[], object]) -> None:
         """Tell of a change that has been made: now, or at the end of the `atomic` block around it."""
-        if self._held is None:
-            with self.batch():
-                call()
-        else:
+        if self._held is not None:
             self._held.append(call)
+            return
+        self._batches += 1
+        try:
+            call()
+        finally:
+            self._batches -= 1
+            if self._queue and not self._batches:
+                self._flush()
 
     def schedule(self, call: Callable[[], object]) -> None:
         """Call it through the scheduler; inside a batch, together with the rest of the batch."""

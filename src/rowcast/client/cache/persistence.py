@@ -75,7 +75,7 @@ def dehydrate(
     queries = [
         DehydratedQuery(
             key=list(query.key),
-            data=serialize_data(query.state.data),
+            data=serialize_data(query.base),
             data_updated_at=query.state.data_updated_at,
             data_update_count=query.state.data_update_count,
             is_invalidated=query.state.is_invalidated,

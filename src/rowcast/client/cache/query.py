@@ -18,6 +18,7 @@ from .clock import running_loop
 from .futures import quiet_future, share
 from .infinite import fetch_pages
 from .options import SKIP, QueryFunctionContext, ResolvedQueryOptions, resolve
+from .overlays import Overlays
 from .query_state import (
     AttemptFailed,
     Continue,
@@ -83,6 +84,7 @@ class Query(Removable, Generic[T]):
         self._initial_state: QueryState[T] = self._state_of_options()
         self.state = self._initial_state if state is None else state
         self._revert_state = self.state
+        self._overlays: Overlays[T] = Overlays()
         self._etag: str | None = None
         self._task: asyncio.Task[None] | None = None
         self._retryer: Retryer[T] | None = None
@@ -119,21 +121,55 @@ class Query(Removable, Generic[T]):
         Returns:
             What the cache holds now: `data`, structurally shared with what it held before.
         """
-        shared = self._shared(data)
+        visible = self._visible(data)
         self._etag = None
         at = self._clock.now() if updated_at is None else updated_at
-        self._revert_state = self._dispatch(Success(shared, at, manual=True))
-        return shared
+        self._revert_state = self._dispatch(Success(visible, at, manual=True))
+        return visible
 
     def patch(self, data: T) -> None:
         """Bring a part of the data up to date. That makes nothing fresh: times and invalidation stay as they are."""
         self._etag = None
-        self._revert_state = self._dispatch(Patch(self._shared(data)))
+        self._revert_state = self._dispatch(Patch(self._visible(data)))
+
+    @property
+    def base(self) -> T | None:
+        """The data without unconfirmed changes."""
+        return self._overlays.base if self._overlays else self.state.data
+
+    def overlay(self, change: Callable[[T], T]) -> Callable[[], None]:
+        """Show a change that the server has not confirmed, over the data and over whatever it becomes.
+
+        Args:
+            change: From the data to the changed data; must not modify its argument.
+
+        Returns:
+            A function that takes the change away, and only that; calling it again does nothing.
+        """
+        token = object()
+        self._overlays.add(token, change, self.base)
+        self._show_again()
+
+        def remove() -> None:
+            if self._overlays.remove(token):
+                self._show_again()
+
+        return remove
+
+    def _show_again(self) -> None:
+        base = self._overlays.base
+        if base is not None:
+            visible = self._visible(base)
+            self._revert_state = msgspec.structs.replace(self._revert_state, data=visible)
+            self._dispatch(Patch(visible))
 
     def set_state(self, state: QueryState[T]) -> None:
         """Put a state in place of the present one."""
         self._etag = None
         self.snapshots = ()
+        self._overlays.base = state.data
+        if self._overlays and state.data is not None:
+            state = msgspec.structs.replace(state, data=self._overlays.fold(state.data))
         self._dispatch(SetState(state))
 
     def invalidate(self) -> None:
@@ -318,7 +354,7 @@ class Query(Removable, Generic[T]):
 
         if self.options.infinite:
             pages = fetch_pages(
-                function, self.options, lambda: cast("Any", self.state.data), direction, new_context
+                function, self.options, lambda: cast("Any", self.base), direction, new_context
             )
             return cast("Awaitable[T]", pages)
         context = new_context()
@@ -342,14 +378,15 @@ class Query(Removable, Generic[T]):
             raise
 
     def _kept_answer(self, contexts: list[QueryFunctionContext]) -> T:
-        if self.state.data is None:
+        base = self.base
+        if base is None:
             raise ClientError(
                 f"the function of {self.hash} raised NotModified, but the cache holds no data for it"
             )
         if contexts[0].etag != self._etag:
             # The data was written to while the server compared: what it confirmed is no longer what we hold.
-            self._overtaken = True
-        return self.state.data
+            contexts[0].etag, self._overtaken = None, True
+        return base
 
     def _succeed(self, answer: T, contexts: list[QueryFunctionContext]) -> None:
         if answer is None:
@@ -360,7 +397,7 @@ class Query(Removable, Generic[T]):
         told = Answer(answer, self._snapshots_of(contexts), self._overtaken)
         for hook in self._client.query_cache.fetch_hooks:
             told = hook.answer_arrived(self, told)
-        data = self._shared(cast("T", told.data))
+        data = self._visible(cast("T", told.data))
         self.snapshots = told.snapshots
         self._etag = contexts[0].etag if len(contexts) == 1 and told.data is answer else None
         waiting, again = self._end_fetch(), self._overtaken
@@ -463,7 +500,9 @@ class Query(Removable, Generic[T]):
             observer.on_query_update()
         self._client.query_cache.notify("updated", self, action=action)
 
-    def _shared(self, data: T) -> T:
+    def _visible(self, base: T) -> T:
+        """What to show for new data: unconfirmed changes over it, equal parts with their old identity."""
+        data = self._overlays.fold(base) if self._overlays else base
         sharing = self.options.structural_sharing
         if callable(sharing):
             return cast("T", sharing(self.state.data, data))

@@ -180,11 +180,12 @@ class QueryClient:
             What the cache holds now; None if nothing was written.
         """
         query = self.query_cache.find(key)
-        data = _updated(updater, None if query is None else query.state.data)
+        data = _updated(updater, None if query is None else query.base)
         if data is None:
             return None
-        built = self.query_cache.build(self, self.resolve_query_options({"key": key}))
-        return built.set_data(data, updated_at=updated_at)
+        if query is None:
+            query = self.query_cache.build(self, self.resolve_query_options({"key": key}))
+        return query.set_data(data, updated_at=updated_at)
 
     def set_queries_data(
         self,
@@ -213,10 +214,23 @@ class QueryClient:
             updater: From the old data to the new; not called if there is none. None changes nothing.
         """
         query = self.query_cache.find(key)
-        if query is not None and query.state.data is not None:
-            data = updater(query.state.data)
+        if query is not None and query.base is not None:
+            data = updater(query.base)
             if data is not None:
                 query.patch(data)
+
+    def overlay_query_data(self, key: QueryKey, change: Callable[[Any], Any]) -> Callable[[], None]:
+        """Show an unconfirmed change over a query's data; answers and events come in underneath.
+
+        Args:
+            key: Which query; made if there is none.
+            change: From the data to the changed data; must not modify its argument.
+
+        Returns:
+            A function that takes the change away: when it is refused, or when the data has it.
+        """
+        query = self.query_cache.build(self, self.resolve_query_options({"key": key}))
+        return query.overlay(change)
 
     def remove_queries(self, key: QueryKey = (), **filters: Unpack[QueryFilters]) -> None:
         """Forget all matching queries; their observers keep what they show."""

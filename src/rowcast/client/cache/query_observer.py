@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, cast, overload
 
 import msgspec
+from msgspec.structs import astuple
 
 from .clock import Timer
 from .futures import quiet_future
@@ -249,9 +250,8 @@ class QueryObserver(Subscribable[QueryResult[D]], Generic[T, D]):
         before = self._current
         after = self._create_result(before)
         self._remember_data()
-        changed = [
-            name for name in after.__struct_fields__ if not _same(getattr(before, name), getattr(after, name))
-        ]
+        values = zip(after.__struct_fields__, astuple(before), astuple(after), strict=True)
+        changed = [name for name, left, right in values if left is not right and not _same(left, right)]
         if not changed:
             return
         self._current = after

@@ -259,9 +259,10 @@ class RealtimeIntegration(Subscribable[Decision]):
         if query.snapshots and all(parse_snapshot(text).sees(txid) for text in query.snapshots):
             return "already_seen"
         outdated = True
-        if query.state.data is not None:
-            data, outdated = self._patched(query, query.state.data, changes)
-            if data is not query.state.data:
+        base = query.base
+        if base is not None:
+            data, outdated = self._patched(query, base, changes)
+            if data is not base:
                 query.patch(data)
                 self._watch(query).patched = True
         if not outdated:
@@ -313,10 +314,10 @@ class RealtimeIntegration(Subscribable[Decision]):
             parse_snapshot(query.snapshots[0])
         )
         overflown = not replay.complete and watched.patched and not watched.refused
-        if query.state.data is not None and (older or overflown):
+        if query.base is not None and (older or overflown):
             watched.refused = True
             self._coalescer.answered(query, outdated=True)
-            return Answer(query.state.data, query.snapshots, outdated=True)
+            return Answer(query.base, query.snapshots, outdated=True)
         data, outdated = self._patched(query, answer.data, self._of_replay(query, watched, replay))
         outdated = outdated or answer.outdated or not replay.complete
         watched.refused, watched.patched = False, data is not answer.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import is_, itemgetter
 from typing import Any, Literal, TypeAlias, TypeGuard, cast
 
 from .journal import ChangeEvent
@@ -34,13 +35,16 @@ class RowPatch:
 
     def __call__(self, data: Any, changes: Sequence[ChangeEvent], key: QueryKey) -> Any:
         """The patched data; `data` itself if it is not concerned, None if it must be refetched."""
-        if _is_pages(data):
-            return self._patch_pages(data, changes, key)
-        if isinstance(data, list):
-            strangers: Literal["refetch", "take"] = "refetch" if self._accepts is None else "take"
-            return self._patch_list(cast("list[Row]", data), changes, key, strangers)
-        if isinstance(data, dict):
-            return _patch_row(cast("dict[str, Any]", data), changes)
+        try:
+            if _is_pages(data):
+                return self._patch_pages(data, changes, key)
+            if isinstance(data, list):
+                strangers: Literal["refetch", "take"] = "refetch" if self._accepts is None else "take"
+                return self._patch_list(cast("list[Row]", data), changes, key, strangers)
+            if isinstance(data, dict):
+                return _patch_row(cast("dict[str, Any]", data), changes)
+        except KeyError:
+            return None  # rows without their key columns cannot be told apart
         return None
 
     def _patch_list(
@@ -51,18 +55,21 @@ class RowPatch:
         strangers: Literal["refetch", "take", "ignore"],
     ) -> list[Row] | None:
         """`strangers` says what to do about a written row that is not among them."""
-        columns = _key_columns(changes)
-        held = {_identity(row, columns): row for row in rows}
-        if len(held) < len(rows) or None in held:
-            return None  # these rows cannot be told apart by the table's key
+        identify = _identifier(changes)
+        if identify is None:
+            truncated = all(change.op == "TRUNCATE" for change in changes)
+            return None if not truncated else [] if rows and changes else rows
+        held = dict(zip(map(identify, rows), rows, strict=True))
+        if len(held) < len(rows):
+            return None  # the table's key does not tell these rows apart
         touched = False
         for change in changes:
             if change.op == "TRUNCATE":
                 touched = touched or bool(held)
                 held.clear()
                 continue
-            identity, left = _identity(change.key, columns), _left_identity(change, columns)
-            before = held.pop(left, None) if left is not None else held.get(identity)
+            identity, left = identify(change.key), _identity_before(change, identify)
+            before = held.get(identity) if left == identity else held.pop(left, None)
             touched = touched or before is not None
             if change.new is None:
                 held.pop(identity, None)
@@ -84,19 +91,21 @@ class RowPatch:
     def _patch_pages(
         self, data: InfiniteData[list[Row], Any], changes: Sequence[ChangeEvent], key: QueryKey
     ) -> InfiniteData[list[Row], Any] | None:
-        columns = _key_columns(changes)
-        held = {_identity(row, columns) for page in data.pages for row in page}
-        for change in changes:
-            written = _left_identity(change, columns) or _identity(change.key, columns)
-            if change.op == "TRUNCATE" or (change.new is not None and written not in held):
-                return None
+        identify = _identifier(changes)
+        if identify is None or any(change.op == "TRUNCATE" for change in changes):
+            return None
+        held = {identify(row) for page in data.pages for row in page}
+        if any(
+            change.new is not None and _identity_before(change, identify) not in held for change in changes
+        ):
+            return None
         pages: list[list[Row]] = []
         for page in data.pages:
             patched = self._patch_list(page, changes, key, "ignore")
             if patched is None:
                 return None
             pages.append(patched)
-        return data if all(map(_identical, pages, data.pages)) else InfiniteData(pages, data.page_params)
+        return data if all(map(is_, pages, data.pages)) else InfiniteData(pages, data.page_params)
 
 
 def _is_pages(data: object) -> TypeGuard[InfiniteData[list[Row], Any]]:
@@ -104,33 +113,25 @@ def _is_pages(data: object) -> TypeGuard[InfiniteData[list[Row], Any]]:
 
 
 def _patch_row(row: dict[str, Any], changes: Sequence[ChangeEvent]) -> dict[str, Any] | None:
-    columns = _key_columns(changes)
-    identity = _identity(row, columns)
+    identify = _identifier(changes)
     for change in changes:
-        if identity is None or change.op == "TRUNCATE":
+        if identify is None or change.op == "TRUNCATE":
             return None
-        if identity in {_identity(change.key, columns), _left_identity(change, columns)}:
+        if identify(row) in {identify(change.key), _identity_before(change, identify)}:
             if change.new is None:
                 return None
             row = {**row, **change.new}
-            identity = _identity(row, columns)
     return row
 
 
-def _key_columns(changes: Sequence[ChangeEvent]) -> tuple[str, ...]:
-    return next((tuple(change.key) for change in changes if change.key), ())
+def _identifier(changes: Sequence[ChangeEvent]) -> Callable[[Row], object] | None:
+    """Gets the key from a row or raises KeyError; None if the changes have no key, being TRUNCATE or of a table without."""
+    columns = next((tuple(change.key) for change in changes if change.key), ())
+    return cast("Callable[[Row], object]", itemgetter(*columns)) if columns else None
 
 
-def _identity(row: Row, columns: tuple[str, ...]) -> tuple[Any, ...] | None:
-    """The row's key; None if it does not have all of its columns."""
-    return tuple(row[column] for column in columns) if row.keys() >= set(columns) else None
-
-
-def _left_identity(change: ChangeEvent, columns: tuple[str, ...]) -> tuple[Any, ...] | None:
-    """The key that an UPDATE of the key itself has left; None if it has not changed."""
-    old = None if change.op != "UPDATE" or change.old is None else _identity(change.old, columns)
-    return None if old == _identity(change.key, columns) else old
-
-
-def _identical(left: object, right: object) -> bool:
-    return left is right
+def _identity_before(change: ChangeEvent, identify: Callable[[Row], object]) -> object:
+    """The row's key before the change: another one only for an UPDATE of the key itself."""
+    if change.op == "UPDATE" and change.old is not None and change.old.keys() >= change.key.keys():
+        return identify(change.old)
+    return identify(change.key)

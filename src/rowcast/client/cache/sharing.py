@@ -8,6 +8,7 @@ place of `True`, dates and decimals compare by value, dataclasses by their field
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any, Final, TypeGuard, TypeVar, cast
 
 T = TypeVar("T")
@@ -66,11 +67,13 @@ def _share_fields(old: dict[Any, Any], new: dict[Any, Any], depth: int) -> dict[
 
 
 def _share_items(old: Sequence[Any], new: Sequence[Any], depth: int) -> Sequence[Any]:
-    common = min(len(old), len(new))
-    result: list[Any] = [_share_value(old[index], new[index], depth) for index in range(common)]
-    if len(old) == len(new) and all(map(_identical, old, result)):
+    pairs = zip(old, new, strict=False)
+    result: list[Any] = [
+        after if before is after else _share_value(before, after, depth) for before, after in pairs
+    ]
+    if len(old) == len(new) and all(map(is_, old, result)):
         return old
-    result.extend(new[common:])
+    result.extend(new[len(result) :])
     return result
 
 
@@ -78,10 +81,6 @@ def _share_value(old: object, new: object, depth: int) -> object:
     if type(new) in _PLAIN:
         return old if type(old) is type(new) and old == new else new
     return _share(old, new, depth + 1)
-
-
-def _identical(left: object, right: object) -> bool:
-    return left is right
 
 
 def _equal(left: object, right: object) -> bool:
