@@ -386,3 +386,18 @@ class TestMirror:
         with Process("mirror", server, "projects", "--to", file) as mirror:
             eventually(lambda: rows_of(file), lambda rows: rows == [(2, "b", 1, None)])
             assert mirror.end(signal.SIGTERM) == 0
+
+    def test_a_transaction_over_the_bound_is_taken_as_new_rows(
+        self, shop: str, connection: psycopg.Connection, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "mirror.sqlite"
+        with Process("serve", "--dsn", shop, "--port", 0, "--max-transaction-bytes", "1MiB") as server:
+            address = server.until_ready()["websocket"]
+            with Process("mirror", address, "projects", "--to", file) as mirror:
+                assert mirror.line() == "ready"
+                connection.execute(
+                    "INSERT INTO projects SELECT n, repeat('x', 100) FROM generate_series(1, 30000) AS n"
+                )
+                eventually(lambda: len(rows_of(file)), lambda count: count == 30000)
+                assert mirror.end(signal.SIGTERM) == 0
+            assert server.end(signal.SIGTERM) == 0
