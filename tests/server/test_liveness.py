@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -161,6 +162,20 @@ async def test_a_connection_that_never_subscribes_is_closed_with_4004(serve: Ser
     async with serve(handshake_seconds=0.5, heartbeat_seconds=1.0) as addresses:
         async with connect(addresses.websocket) as client:
             assert await closed_with(client) == 4004
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /ws HT", b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: web"])
+async def test_a_handshake_that_never_ends_is_ended(serve: Serve, said: bytes) -> None:
+    async with serve(handshake_seconds=0.3) as addresses:
+        host, port = addresses.http.removeprefix("http://").rstrip("/").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(said)
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+        async with connect(addresses.websocket) as client:
+            await subscribe(client)
+            await asyncio.wait_for(client.ping(), 10)
 
 
 async def test_a_shutdown_says_goodbye_after_everything_queued(

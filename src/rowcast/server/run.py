@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from rowcast.errors import ConfigurationError
 from rowcast.server.app import Rowcast
+from rowcast.server.handshake import http_protocol
 from rowcast.server.service import Service
 from rowcast.server.websocket import websocket_protocol
 
@@ -71,6 +72,7 @@ async def serve(
     service = rowcast.prepare()
     config = uvicorn.Config(
         app or rowcast,
+        http=http_protocol(settings.handshake_seconds),
         ws=websocket_protocol(service, f"{mounted_at}/ws"),
         backlog=_BACKLOG,
         lifespan="on",
