@@ -15,11 +15,10 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 def http_protocol(handshake_seconds: float) -> type[asyncio.Protocol]:
     """The class to give to uvicorn as `http`: a first request that takes longer than this ends the connection."""
-
     # Which of uvicorn's classes it is depends on whether httptools is installed; both have what is used here.
     base = cast("Any", AutoHTTPProtocol)
 
-    class ImpatientHTTPProtocol(base):  # type: ignore[misc]
+    class ImpatientHTTPProtocol(base):  # type: ignore[misc, valid-type]
         _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
