@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
+
+import pytest
 
 from rowcast.client.cache import (
     ChangeEvent,
@@ -15,6 +18,10 @@ from rowcast.client.cache import (
     RealtimeIntegration,
     RowPatch,
     TransactionEvent,
+)
+
+pytestmark = pytest.mark.skipif(
+    sys.gettrace() is not None, reason="a tracer takes several times the time measured"
 )
 
 

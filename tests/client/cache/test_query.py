@@ -330,6 +330,55 @@ class TestFetching:
         await clock.advance(1)
         assert (await first, await second) == ("second", "second")
 
+    async def test_a_listener_may_fetch_again_while_it_hears_that_a_fetch_begins(
+        self, client: QueryClient, clock: ManualClock, backend: Backend
+    ) -> None:
+        observer = QueryObserver(client, key=["a"], fn=backend)
+        observer.subscribe(lambda result: result.is_loading and observer.refetch())
+        await clock.advance(1)
+        assert len(backend.calls) == 1
+
+    async def test_a_listener_may_fetch_again_while_it_hears_that_one_has_ended(
+        self, client: QueryClient, clock: ManualClock, backend: Backend
+    ) -> None:
+        observer = QueryObserver(client, key=["a"], fn=backend)
+        observer.subscribe(lambda result: result.is_fetched and len(backend.calls) < 3 and observer.refetch())
+        await clock.advance(10)
+        assert len(backend.calls) == 3
+
+    async def test_invalidated_before_the_function_is_called_it_is_called_once(
+        self, client: QueryClient, clock: ManualClock, backend: Backend
+    ) -> None:
+        QueryObserver(client, key=["a"], fn=backend).subscribe(ignore)
+        for _ in range(10):
+            client.invalidate_queries(["a"], cancel_refetch=False)
+        await clock.advance(5)
+        assert len(backend.calls) == 1
+
+    async def test_invalidated_between_two_attempts_the_second_is_enough(
+        self, client: QueryClient, clock: ManualClock, backend: Backend
+    ) -> None:
+        backend.failures = 1
+        observer = QueryObserver(client, key=["a"], fn=backend, stale_time=math.inf)
+        observer.subscribe(ignore)
+        await clock.advance(1.5)
+        done = client.invalidate_queries(["a"])
+        await clock.advance(5)
+        assert (len(backend.calls), done.done(), observer.current_result.is_stale) == (2, True, False)
+
+    async def test_those_who_wait_for_a_further_fetch_that_nobody_wants_any_more_get_the_data_there_is(
+        self, client: QueryClient, clock: ManualClock, backend: Backend
+    ) -> None:
+        unsubscribe = QueryObserver(client, key=["a"], fn=backend).subscribe(ignore)
+        await clock.settle()
+        client.invalidate_queries(["a"])
+        further = query_of(client, "a").fetch()
+        unsubscribe()
+        await clock.advance(1)
+        assert await further == "data"
+        assert len(backend.calls) == 1
+        assert query_of(client, "a").state.is_invalidated
+
     async def test_the_function_is_taken_from_an_observer_where_the_query_has_none(
         self, client: QueryClient, clock: ManualClock, backend: Backend
     ) -> None:
@@ -656,6 +705,18 @@ class TestCancellation:
         await client.cancel_queries(["a"])
         await clock.advance(5)
         assert client.get_query_data(["a"]) == "old"
+
+    async def test_silently_cancelled_and_not_replaced_it_is_idle_again(
+        self, client: QueryClient, clock: ManualClock, backend: Backend
+    ) -> None:
+        client.set_query_data(["a"], "old")
+        fetch = client.fetch_query(key=["a"], fn=backend)
+        await clock.settle()
+        await client.cancel_queries(["a"], silent=True)
+        with pytest.raises(FetchCancelledError):
+            await fetch
+        state = query_of(client, "a").state
+        assert (state.status, state.fetch_status, state.data) == ("success", "idle", "old")
 
     async def test_the_end_of_the_loop_puts_the_state_back(
         self, client: QueryClient, backend: Backend

@@ -92,6 +92,9 @@ class Query(Removable, Generic[T]):
         self._future: asyncio.Future[T] | None = None
         # Invalidated while fetching: the answer will not cover it. A further fetch follows, and is waited for here.
         self._overtaken = False
+        self._contexts: list[
+            QueryFunctionContext
+        ] = []  # of the present attempt's calls; empty before the first
         self._trailing: asyncio.Future[T] | None = None
         self._update_gc_time(options.gc_time)
         self._schedule_gc()
@@ -174,7 +177,7 @@ class Query(Removable, Generic[T]):
 
     def invalidate(self) -> None:
         """Mark the data as out of date, and the answer of a fetch that is under way with it."""
-        self._overtaken = self._task is not None
+        self._overtaken = self._task is not None and bool(self._contexts)
         self.mark_stale()
 
     def mark_stale(self) -> None:
@@ -316,14 +319,12 @@ class Query(Removable, Generic[T]):
     def _begin(self, direction: FetchDirection | None) -> asyncio.Future[T]:
         options = self.options
         environment = self._client.environment
-        contexts: list[QueryFunctionContext] = []
+        contexts = self._contexts = []
         self._overtaken = False
         self._revert_state = self.state
-        for hook in self._client.query_cache.fetch_hooks:
-            hook.fetch_started(self)
-        self._dispatch(Fetch(paused=not environment.can_fetch(options.network_mode), direction=direction))
         if self._future is None or self._future.done():
             self._future = quiet_future()
+        future = self._future
         self._retryer = Retryer(
             lambda: self._call_function(contexts, direction),
             environment=environment,
@@ -335,12 +336,16 @@ class Query(Removable, Generic[T]):
             on_continue=lambda: self._dispatch(Continue()),
         )
         self._task = running_loop().create_task(self._run(self._retryer, contexts))
-        return self._future
+        for hook in self._client.query_cache.fetch_hooks:
+            hook.fetch_started(self)
+        self._dispatch(Fetch(paused=not environment.can_fetch(options.network_mode), direction=direction))
+        return future
 
     def _call_function(
         self, contexts: list[QueryFunctionContext], direction: FetchDirection | None
     ) -> Awaitable[T]:
         contexts.clear()
+        self._overtaken = False  # an attempt that begins now sees what an earlier one has missed
         function = self.options.fn
         if function is None or function is SKIP:
             raise FetchCancelledError(
@@ -482,6 +487,8 @@ class Query(Removable, Generic[T]):
     def _abandon(self) -> None:
         if self._task is None:  # nothing has replaced the fetch that was cancelled silently
             waiting, self._trailing = self._end_fetch(), None
+            if self.state.fetch_status != "idle":
+                self._dispatch(SetState(msgspec.structs.replace(self.state, fetch_status="idle")))
             for future in waiting:
                 future.set_exception(self._cancelled())
 
