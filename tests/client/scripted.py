@@ -41,7 +41,7 @@ class Client:
 
 
 class ScriptedServer:
-    """Tables are created by the first row that is committed, or that a client asks for; all have the key `id`."""
+    """Tables are created by the first row that is committed; all have the columns `id`, the key, and `name`."""
 
     def __init__(self, *, heartbeat_seconds: float = 15.0) -> None:
         self.heartbeat_seconds = heartbeat_seconds
@@ -111,7 +111,7 @@ class ScriptedServer:
             if operation == "DELETE":
                 table.pop(row["id"], None)
             else:
-                table[row["id"]] = change["new"] = {**table.get(row["id"], {}), **row}
+                table[row["id"]] = change["new"] = {"name": None, **table.get(row["id"], {}), **row}
             frames.append(change)
         self.history.append((at, frames, list(confirms)))
         for client in self.open:

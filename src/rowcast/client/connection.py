@@ -129,6 +129,11 @@ class Connection:
         self._session.remove(subscription)
         self._kicked.set()
 
+    def refetch(self, subscription: str) -> None:
+        """Take a new snapshot for a subscription."""
+        self._session.refetch(subscription, self._clock())
+        self._kicked.set()
+
     def reconnect(self, reason: str = "asked for") -> None:
         """Try now rather than later; wishes are merged, and a link that is up is probed, not dropped."""
         self._session.reconnect(self._clock(), reason)
