@@ -92,6 +92,16 @@ class TestJournal:
         assert not journal.since(0).complete
         assert journal.since(0).entries == []
 
+    def test_after_a_loss_reads_must_have_seen_what_came_before_the_next_transaction(self) -> None:
+        journal = Journal()
+        journal.append(5, tables_of([change(1)]))
+        journal.lose()
+        assert not journal.since(0).complete
+        assert entries(journal, "6:6:") == ([], True)  # nothing is known of what was lost
+        journal.append(9, tables_of([change(1)]))
+        assert entries(journal, "7:7:") == ([9], False)
+        assert entries(journal, "10:10:") == ([], True)
+
     def test_cleared_it_knows_nothing_of_what_was(self) -> None:
         journal = Journal()
         journal.append(5, tables_of([change(1)]))

@@ -284,6 +284,31 @@ class TestSharingAndNotifications:
         run()
         assert heard.heard == [1, 2, 3]
 
+    async def test_a_batched_listener_of_an_observer_is_called_by_the_scheduler(
+        self, client: QueryClient, clock: ManualClock
+    ) -> None:
+        heard = Recorder(of=lambda result: result.data)
+        observer: QueryObserver[int, int] = QueryObserver(client, key=["a"], enabled=False)
+        observer.subscribe(client.notify_manager.batch_calls(heard))
+        client.set_query_data(["a"], 1)
+        assert heard.heard == []
+        await clock.advance(0)
+        assert heard.heard == [1]
+
+    async def test_of_an_atomic_block_in_another_nothing_is_heard_before_the_outer_one_ends(
+        self, client: QueryClient
+    ) -> None:
+        heard = Recorder(of=lambda result: result.data)
+        observer: QueryObserver[int, int] = QueryObserver(client, key=["a"], enabled=False)
+        observer.subscribe(heard)
+        with client.notify_manager.atomic():
+            with client.notify_manager.atomic():
+                client.set_query_data(["a"], 1)
+            client.set_query_data(["a"], 2)
+            assert heard.heard == []
+            assert client.get_query_data(["a"]) == 2
+        assert heard.heard == [2]
+
     async def test_listeners_may_want_to_hear_of_some_fields_only(
         self, client: QueryClient, clock: ManualClock, backend: Backend
     ) -> None:

@@ -233,12 +233,22 @@ class TestSwitches:
         await clock.advance(1)
         assert observer.current_result.data == [row(1, name="new")]
 
-    async def test_closed_it_leaves_the_cache_alone(self, client: QueryClient, clock: ManualClock) -> None:
+    async def test_closed_it_leaves_the_cache_alone(
+        self, client: QueryClient, clock: ManualClock, backend: Backend
+    ) -> None:
+        watch(client, backend, "projects")
+        await clock.advance(1)
+        backend.calls.clear()
         timers = clock.pending()
         with RealtimeIntegration(client, [Entity("projects", [["projects"]])]) as realtime:
+            client.set_query_data(["projects"], [row(1)])
             realtime.apply(renamed(1, "new"))
             realtime.connection_state("connected")
+            realtime.gap(after_seconds=5)
         realtime.close()
+        realtime.apply(renamed(2, "newer"))
+        await clock.advance(60)
+        assert backend.calls == []
         assert client.query_cache.fetch_hooks == []
         assert not client.query_cache.has_listeners()
         assert clock.pending() == timers
@@ -590,6 +600,22 @@ class TestOrder:
             "before the gap",
         )
         assert len(backend.calls) == 3
+
+    async def test_answers_that_may_not_have_seen_what_was_lost_are_followed_by_others(
+        self, client: QueryClient, clock: ManualClock, backend: Backend, realtime: RealtimeIntegration
+    ) -> None:
+        """Lost: 7. The next event is 8, and the copy that is read has seen neither."""
+        backend.seconds, backend.snapshot, backend.value = 0.01, "7:7:", [row(1)]
+        observer = watch(client, backend, "projects")
+        await clock.advance(1)
+        realtime.gap()
+        realtime.apply(renamed(8, "eight", key=1))
+        await clock.advance(5)
+        assert observer.current_result.is_stale
+        backend.snapshot, backend.value = "9:9:", [row(1, name="eight"), row(7)]
+        await clock.advance(2)
+        assert not state_of(client, "projects").is_invalidated
+        assert client.get_query_data(["projects"]) == [row(1, name="eight"), row(7)]
 
     async def test_the_refetches_after_a_gap_can_be_spread(
         self, client: QueryClient, clock: ManualClock, backend: Backend, realtime: RealtimeIntegration

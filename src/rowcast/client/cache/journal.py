@@ -94,20 +94,30 @@ class Journal:
         self._changes = 0
         self._evicted_number = 0
         self._evicted_txid = 0
+        self._lost = False
 
     def append(self, txid: int, changes: ChangesByTable) -> None:
         """Write a transaction down; over the bound, the oldest are forgotten."""
         self.last_number += 1
         self._entries.append(JournalEntry(self.last_number, txid, changes))
         self._changes += sum(map(len, changes.values()))
+        if self._lost:
+            # What was lost came before this one, so that a read which has seen all below its id has seen it.
+            self._lost = False
+            self._evicted_txid = max(self._evicted_txid, txid)
         while self._changes > self._maximum_changes:
             evicted = self._entries.popleft()
             self._changes -= sum(map(len, evicted.changes.values()))
             self._evicted_number = evicted.number
             self._evicted_txid = max(self._evicted_txid, evicted.txid)
 
+    def lose(self) -> None:
+        """A stretch of the stream will never be written down."""
+        self._lost = True
+        self._evicted_number = self.last_number
+
     def clear(self) -> None:
-        """Forget everything: what was written down says nothing about what comes."""
+        """Forget everything: transaction ids from before say nothing about those to come."""
         self._entries.clear()
         self._changes = self._evicted_txid = 0
         self._evicted_number = self.last_number

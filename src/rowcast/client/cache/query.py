@@ -348,7 +348,7 @@ class Query(Removable, Generic[T]):
         self._overtaken = False  # an attempt that begins now sees what an earlier one has missed
         function = self.options.fn
         if function is None or function is SKIP:
-            raise FetchCancelledError(
+            raise ClientError(
                 f"the query {self.hash} has no function: pass `fn`, or set one with `set_query_defaults`"
             )
 

@@ -117,6 +117,7 @@ class RealtimeIntegration(Subscribable[Decision]):
 
     def close(self) -> None:
         """Let go of the cache; what it holds stays."""
+        self._enabled = False
         self._stop_pollers()
         self._coalescer.close()
         if self._quiet_timer is not None:
@@ -177,7 +178,7 @@ class RealtimeIntegration(Subscribable[Decision]):
                     decision = Decision(transaction.position, query.key, outcome)
                     self._client.notify_manager.deliver(partial(self._emit, decision))
             if news.doubtful:
-                self.gap(news.doubtful)
+                self._outdate(news.doubtful)
         self._monitor.refresh()
 
     def connection_state(self, state: ConnectionState) -> None:
@@ -194,17 +195,20 @@ class RealtimeIntegration(Subscribable[Decision]):
             tables: Which tables; None for all.
             after_seconds: When to refetch, so that not all clients come together.
         """
-        concerned = (
-            self._entities.values()
-            if tables is None
-            else [self._entities[table] for table in tables if table in self._entities]
-        )
-        for query in self._queries_of(concerned):
+        self._journal.lose()
+        self._outdate(self._entities if tables is None else tables, after_seconds)
+
+    def _outdate(self, tables: Collection[str], after_seconds: float = 0.0) -> None:
+        for query in self._queries_of(self._entities[table] for table in tables if table in self._entities):
             query.invalidate()
             if after_seconds:
-                self._client.clock.call_later(after_seconds, partial(self._coalescer.request, query))
+                self._client.clock.call_later(after_seconds, partial(self._request, query))
             else:
-                self._coalescer.request(query)
+                self._request(query)
+
+    def _request(self, query: Query[Any]) -> None:
+        if self._enabled:
+            self._coalescer.request(query)
 
     def _enter_epoch(self, position: str) -> None:
         epoch = position.rpartition("-")[0]
