@@ -240,7 +240,7 @@ class TestSwitches:
         await clock.advance(1)
         backend.calls.clear()
         timers = clock.pending()
-        with RealtimeIntegration(client, [Entity("projects", [["projects"]])]) as realtime:
+        with RealtimeIntegration(client, [Entity("projects", [["projects"]], patch=RowPatch())]) as realtime:
             client.set_query_data(["projects"], [row(1)])
             realtime.apply(renamed(1, "new"))
             realtime.connection_state("connected")
