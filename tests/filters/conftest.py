@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from tests.filters.oracle import Oracle
 
 from rowcast.testing import EmbeddedPostgres
 from rowcast.testing.postgres import EmbeddedPostgresError
-from tests.filters.oracle import Oracle
 
 _WITH_ICU = 15  # the wheel's servers are built without ICU; Debian's has it
 

@@ -109,10 +109,9 @@ class Oracle:
         try:
             found = self.query(f'SELECT {listed} FROM "{table.name}" ORDER BY row_number')
         except psycopg.Error as error:
-            assert len(conditions) > 1, f"PostgreSQL refuses {conditions[0]}: {error}"
-            for condition in conditions:  # tell which one
+            for condition in conditions if len(conditions) > 1 else ():  # tell which one
                 self.truths(table, [condition])
-            raise
+            raise AssertionError(f"PostgreSQL refuses {conditions[0]}") from error
         return [list(row) for row in found]
 
     def query(self, query: str) -> list[tuple[Any, ...]]:
@@ -120,14 +119,6 @@ class Oracle:
 
     async def _query(self, query: str) -> list[tuple[Any, ...]]:
         return await (await self._connection.execute(query.encode())).fetchall()
-
-    def value(self, expression: str) -> object:
-        """One value, or the psycopg.Error that PostgreSQL raises."""
-        try:
-            [[value]] = self.query(f"SELECT {expression}")
-        except psycopg.Error as error:
-            return error
-        return value
 
 
 def accepted(table: Table, conditions: Iterable[str]) -> list[tuple[str, BoundFilter]]:
@@ -165,4 +156,6 @@ def assert_agreement(oracle: Oracle, table: Table, filters: Sequence[tuple[str, 
                 for hidden in bound.columns:
                     partial = (*row[:hidden], MISSING, *row[hidden + 1 :])
                     outcome = bound.evaluate(partial)
-                    assert outcome is MISSING or (outcome is True) is truth, f"it is {outcome} without {hidden}: {told}"
+                    assert outcome is MISSING or (outcome is True) is truth, (
+                        f"it is {outcome} without {hidden}: {told}"
+                    )

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from tests.filters.kinds import KINDS, Kind
+from tests.filters.oracle import Oracle, assert_agreement, quote
 
 from rowcast.errors import FilterError
 from rowcast.filters import BoundFilter, bind, parse_postgrest, parse_sql
-from tests.filters.kinds import KINDS, Kind
-from tests.filters.oracle import Oracle, assert_agreement, quote
 
 _SIGNS = {"eq": "=", "neq": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _WORDS = {"like": "LIKE", "ilike": "ILIKE", "match": "~", "imatch": "~*", "cs": "@>"}
@@ -62,7 +62,9 @@ def _leaves(draw: Callable[..., Any], columns: Sequence[tuple[str, Kind]]) -> Wr
     form = draw(st.sampled_from(["compare"] * 5 + ["list", "null", "word", "sql", "sql", "boolean", "path"]))
     if form == "compare":
         operation, value = draw(st.sampled_from(sorted(_SIGNS))), literal()
-        return _condition(column[1:-1], f"{column} {_SIGNS[operation]} {quote(value)}", operation, value, negated=negated)
+        return _condition(
+            column[1:-1], f"{column} {_SIGNS[operation]} {quote(value)}", operation, value, negated=negated
+        )
     if form == "list":
         values = draw(st.lists(kind.literal(), min_size=1, max_size=4))
         listed = f"in.({','.join(map(_double_quote, values))})"
@@ -86,11 +88,17 @@ def _leaves(draw: Callable[..., Any], columns: Sequence[tuple[str, Kind]]) -> Wr
         sql = f"{column} {_WORDS[operation]} {quote(value)}"
         return _condition(name, sql, operation, value, negated=negated)
     if form == "boolean" and kind.definition == "boolean":
-        return Written(draw(st.sampled_from([column, f"{column} IS TRUE", f"{column} IS NOT FALSE", f"{column} = true"])))
+        return Written(
+            draw(st.sampled_from([column, f"{column} IS TRUE", f"{column} IS NOT FALSE", f"{column} = true"]))
+        )
     if form == "path" and kind.family == "jsonb":
-        path = draw(st.sampled_from(["-> 'a'", "->> 'a'", "-> 0", "->> 'kind'", "-> 'b' ->> 0", "-> 'b' -> 2"]))
+        path = draw(
+            st.sampled_from(["-> 'a'", "->> 'a'", "-> 0", "->> 'kind'", "-> 'b' ->> 0", "-> 'b' -> 2"])
+        )
         operator = draw(st.sampled_from(["=", "<>", "@>", "IS DISTINCT FROM"]))
-        return Written(f"{column} {path} {operator} {quote(draw(st.sampled_from(['a', '1', '1.0', 'x', '[1]', 'null'])))}")
+        return Written(
+            f"{column} {path} {operator} {quote(draw(st.sampled_from(['a', '1', '1.0', 'x', '[1]', 'null'])))}"
+        )
     number = draw(st.sampled_from(kind.numbers)) if kind.numbers else quote(literal())
     return Written(
         draw(
@@ -151,7 +159,7 @@ def _bind(text: str, parse: Callable[[str], Any], table: Any) -> BoundFilter | N
         return None
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("database", ["oracle", "linguistic"])
 def test_any_filter_of_any_table_equals_postgresql(

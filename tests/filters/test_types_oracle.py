@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.filters.kinds import KINDS, Kind
 from tests.filters.oracle import Oracle, accepted, assert_agreement, quote
 
@@ -50,7 +49,22 @@ _PATHS = (
     "-> 'b' ->> 2", "-> 'b' -> -1 ->> 'c'", "-> 'b' -> 0 -> 0", "-> 'b' ->> 0", "-> ''", "-> '0'", "-> 'a' -> ''", "-> 'a' ->> ''",
     "-> 'a' ->> 0", "-> 0 ->> 0", "-> 1 ->> 'a'", "->> 'kind'",
 )  # fmt: skip
-_MEMBERS = ("1", "1.0", "a", "x", "null", "true", "[1, 2]", '{"b": true, "": "é\\n"}', "é\n", "", '"a"', "[1, 1]", "NULL", "[1]")
+_MEMBERS = (
+    "1",
+    "1.0",
+    "a",
+    "x",
+    "null",
+    "true",
+    "[1, 2]",
+    '{"b": true, "": "é\\n"}',
+    "é\n",
+    "",
+    '"a"',
+    "[1, 1]",
+    "NULL",
+    "[1]",
+)
 
 
 @pytest.mark.parametrize("path", _PATHS)
@@ -58,7 +72,11 @@ def test_paths_into_jsonb_equal_postgresql(oracle: Oracle, path: str) -> None:
     kind = KINDS["jsonb"]
     table = oracle.table(["c jsonb"], [*((value,) for value in kind.values), (None,)])
     conditions = [
-        *(f"c {path} {operator} {quote(text)}" for operator in ("=", "<>", "<", "@>", "~", "LIKE") for text in _MEMBERS),
+        *(
+            f"c {path} {operator} {quote(text)}"
+            for operator in ("=", "<>", "<", "@>", "~", "LIKE")
+            for text in _MEMBERS
+        ),
         *(f"c {path} IN ({quote(text)}, 'null', NULL)" for text in _MEMBERS),
         f"c {path} IS NULL",
         f"NOT c {path} ILIKE '%A%'",
@@ -72,7 +90,9 @@ def test_paths_into_jsonb_equal_postgresql(oracle: Oracle, path: str) -> None:
 
 def test_the_order_of_text_within_jsonb_is_that_of_the_database(oracle: Oracle) -> None:
     table = oracle.table(["c jsonb"], [('{"a": "b"}',), ('{"a": "B"}',), ('{"a": "é"}',), ("{}",), (None,)])
-    filters = accepted(table, ["c ->> 'a' < 'b'", "c ->> 'a' >= 'É'", "c->>'a' ILIKE 'É'", "c ->> 'a' ~* '^B'"])
+    filters = accepted(
+        table, ["c ->> 'a' < 'b'", "c ->> 'a' >= 'É'", "c->>'a' ILIKE 'É'", "c ->> 'a' ~* '^B'"]
+    )
     assert_agreement(oracle, table, filters)
     assert len(filters) == 4
     oracle.drop(table)

@@ -8,7 +8,7 @@ be written instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, assert_never
+from typing import Final
 
 from rowcast.errors import FilterError
 from rowcast.filters import arrays, jsonb, patterns
@@ -93,10 +93,8 @@ def _bind(expression: Expression, table: Table) -> Expression:
             return _like(term, type_of(term, table), pattern, ignore_case=ignore_case)
         case Match(term, pattern, ignore_case):
             return _match(term, type_of(term, table), pattern, ignore_case=ignore_case)
-        case Contains(term, constant):
-            return _contains(term, type_of(term, table), constant)
         case _:
-            assert_never(expression)
+            return _contains(expression.term, type_of(expression.term, table), expression.constant)
 
 
 def _compare(term: Term, kind: ValueType, operator: Operator, constant: Constant) -> Expression:
@@ -227,7 +225,7 @@ def _number(kind: ValueType, text: str, cast: str, *, listed: bool) -> Constant:
             return Constant(wide, "float8") if _is_wide(wide) else Constant(kind.read(wide), "float4")
         case "float4":
             return Constant(kind.read(text), "float4")
-        case "float8" if cast == "float4":
+        case "float8" if cast == "float4" and text != "NaN":
             return Constant(kind.read(str(_float4_value(text))))
         case _:
             return Constant(kind.read(text))
@@ -236,7 +234,7 @@ def _number(kind: ValueType, text: str, cast: str, *, listed: bool) -> Constant:
 def _is_wide(text: str) -> bool:
     """Whether a float8 is no float4."""
     try:
-        return _float4_value(text) != float(text) and text != "NaN"
+        return text != "NaN" and _float4_value(text) != float(text)
     except OverflowError:
         return True
 

@@ -16,7 +16,6 @@ from rowcast.filters.expression import (
     And,
     Comparison,
     Constant,
-    Contains,
     Expression,
     In,
     Is,
@@ -92,8 +91,8 @@ def _leaf(leaf: Leaf, kind: ValueType) -> Callable[[bytes], bool]:
             return like_test(pattern.literal, kind.collation, ignore_case=ignore_case)
         case Match(_, pattern, ignore_case):
             return regular(pattern.literal, ignore_case=ignore_case)
-        case Contains(_, constant):
-            return contains_test(kind, constant)
+        case _:
+            return contains_test(kind, leaf.constant)
 
 
 def _equals(wanted: Hashable, kind: ValueType) -> Callable[[bytes], bool]:

@@ -184,5 +184,5 @@ def _write(value: JsonValue) -> str:
             return value.text
         case None:
             return "null"
-        case bool():
+        case _:
             return "true" if value else "false"

@@ -62,7 +62,8 @@ _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ARROW: Final = re.compile(r"(->>?)")
 _LOGIC: Final = re.compile(r"(not\.)?(and|or)(?=\()")
 _OPERATOR: Final = re.compile(r"([a-z]+)\.")
-_FIELD: Final = re.compile(r'[^.,()"]+')
+_FIELD: Final = re.compile(rf'(?:{_QUOTED.pattern})?[^.,()"]+|{_QUOTED.pattern}', re.DOTALL)
+_INDEX: Final = re.compile(r"-?[0-9]{1,9}")
 
 
 def parse_postgrest(text: str) -> Expression:
@@ -82,9 +83,7 @@ def _parse_parameter(part: str, budget: Budget) -> Expression:
         raise FilterError(f"{excerpt(part)} is not a filter: write column=operator.value, such as id=eq.5")
     if key in {"and", "or", "not.and", "not.or"}:
         return _Reader(key + value, budget).parse_tree()
-    reader = _Reader(value, budget)
-    column = _QUOTED.fullmatch(key)
-    return reader.parse_condition(Term(_unescape(column[1])) if column else _term(key))
+    return _Reader(value, budget).parse_condition(_term(key))
 
 
 def _decode(text: str) -> str:
@@ -103,13 +102,14 @@ def _boolean(term: Term) -> Expression:
 
 
 def _term(field: str) -> Term:
-    """`data->items->0->>name`; a number is an index into an array."""
-    column, *rest = _ARROW.split(field)
+    """`data->items->0->>name`; a number is an index into an array, and the column may be quoted."""
+    quoted = _QUOTED.match(field)
+    column, *rest = _ARROW.split(field[quoted.end() :] if quoted else field)
     arrows, keys = rest[::2], rest[1::2]
-    if not column or "" in keys or "->>" in arrows[:-1]:
+    if bool(quoted) == bool(column) or "" in keys or "->>" in arrows[:-1]:
         raise FilterError(f"{excerpt(field)} is no column: write column, column->key or column->key->>key")
-    path = tuple(int(key) if re.fullmatch(r"-?[0-9]{1,9}", key, re.ASCII) else key for key in keys)
-    return Term(column, path, as_text=arrows[-1:] == ["->>"])
+    path = tuple(int(key) if _INDEX.fullmatch(key) else key for key in keys)
+    return Term(_unescape(quoted[1]) if quoted else column, path, as_text=arrows[-1:] == ["->>"])
 
 
 def _unescape(quoted: str) -> str:
@@ -179,9 +179,6 @@ class _Reader:
         self._expect(")")
 
     def _field(self) -> Term:
-        quoted = self._match(_QUOTED)
-        if quoted:
-            return Term(_unescape(quoted[1]))
         field = self._match(_FIELD)
         if field is None:
             raise self._error("a column")

@@ -54,8 +54,8 @@ def to_sql(expression: Expression) -> str:
             return f"NOT ({to_sql(operand)})"
         case And(operands):
             return " AND ".join(map(_operand_to_sql, operands)) or "TRUE"
-        case Or(operands):
-            return " OR ".join(map(_operand_to_sql, operands)) or "FALSE"
+        case _:
+            return " OR ".join(map(_operand_to_sql, expression.operands)) or "FALSE"
 
 
 def _operand_to_sql(expression: Expression) -> str:
@@ -74,18 +74,16 @@ def term_to_sql(term: Term) -> str:
 
 
 def constant_to_sql(constant: Constant) -> str:
-    """A constant as a literal, with a cast where its type is not left to what it is compared with."""
-    if constant.text is None:
-        return "NULL"
+    """A constant that is not NULL as a literal, with a cast where its type is not left to what it stands beside."""
     match constant.kind:
         case "string":
-            return quote(constant.text)
+            return quote(constant.literal)
         case "number":
-            return constant.text
+            return constant.literal
         case "boolean":
-            return _BOOLEANS[constant.text]
+            return _BOOLEANS[constant.literal]
         case kind:
-            return f"{quote(constant.text)}::{kind}"
+            return f"{quote(constant.literal)}::{kind}"
 
 
 def quote(text: str) -> str:

@@ -302,7 +302,8 @@ class _Automaton:
                 for branch in branches:
                     self.states[self._add(branch, self._free(start))].free.append(end)
                 return end
-            case _Repeat(repeated, low, high):
+            case _:
+                repeated, low, high = node.node, node.low, node.high
                 for _ in range(low):
                     start = self._add(repeated, start)
                 if high is None:
