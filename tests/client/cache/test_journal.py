@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from rowcast.client.cache import ChangeEvent, Snapshot, TransactionEvent, parse_snapshot
-from rowcast.client.cache.journal import Journal, Versions, tables_of
+from rowcast.client.cache import ChangeEvent, Snapshot, parse_snapshot
+from rowcast.client.cache.journal import Journal, News, Versions, tables_of
 from rowcast.errors import ClientError
 
 
@@ -15,8 +15,8 @@ def change(key: int, op: str = "UPDATE", table: str = "projects", **values: obje
     return ChangeEvent(table, op, {} if op == "TRUNCATE" else {"id": key}, new)  # type: ignore[arg-type]
 
 
-def transaction(number: int, *changes: ChangeEvent, epoch: str = "e1") -> TransactionEvent:
-    return TransactionEvent(f"{epoch}-{number:04}", number, changes)
+def admit(versions: Versions, number: int, *changes: ChangeEvent) -> News:
+    return versions.admit(f"e1-{number:04}", changes)
 
 
 def entries(journal: Journal, *snapshots: str) -> tuple[list[int], bool]:
@@ -113,47 +113,47 @@ class TestJournal:
 class TestVersions:
     def test_a_transaction_that_comes_again_is_no_news(self) -> None:
         versions = Versions()
-        again = transaction(5, change(1), change(2))
-        assert versions.admit(again).changes == [change(1), change(2)]
-        assert versions.admit(again) == ([], set())
+        again = [change(1), change(2)]
+        assert admit(versions, 5, *again).changes == again
+        assert admit(versions, 5, *again) == ([], set())
 
     def test_a_row_that_changes_twice_in_a_transaction_is_news_twice(self) -> None:
         both = [change(1, "INSERT"), change(1, name="x")]
-        assert Versions().admit(transaction(5, *both)).changes == both
+        assert admit(Versions(), 5, *both).changes == both
 
     def test_an_older_change_is_no_news_for_its_row_but_for_others(self) -> None:
         versions = Versions()
-        versions.admit(transaction(5, change(1)))
-        assert versions.admit(transaction(4, change(1), change(2))).changes == [change(2)]
+        admit(versions, 5, change(1))
+        assert admit(versions, 4, change(1), change(2)).changes == [change(2)]
 
     def test_a_deleted_row_is_not_revived_by_an_older_change(self) -> None:
         versions = Versions()
-        versions.admit(transaction(5, change(1, "DELETE")))
-        assert versions.admit(transaction(4, change(1, "INSERT"))).changes == []
-        assert versions.admit(transaction(6, change(1, "INSERT"))).changes == [change(1, "INSERT")]
+        admit(versions, 5, change(1, "DELETE"))
+        assert admit(versions, 4, change(1, "INSERT")).changes == []
+        assert admit(versions, 6, change(1, "INSERT")).changes == [change(1, "INSERT")]
 
     def test_nor_is_one_of_a_truncated_table(self) -> None:
         versions = Versions()
-        versions.admit(transaction(5, change(0, "TRUNCATE")))
-        assert versions.admit(transaction(4, change(1, "INSERT"))).changes == []
-        assert versions.admit(transaction(6, change(1, "INSERT"))).changes == [change(1, "INSERT")]
+        admit(versions, 5, change(0, "TRUNCATE"))
+        assert admit(versions, 4, change(1, "INSERT")).changes == []
+        assert admit(versions, 6, change(1, "INSERT")).changes == [change(1, "INSERT")]
 
     def test_nor_one_that_has_got_another_key(self) -> None:
         versions = Versions()
         moved = ChangeEvent("projects", "UPDATE", {"id": 2}, {"id": 2}, {"id": 1})
-        versions.admit(transaction(5, moved))
-        assert versions.admit(transaction(4, change(1))).changes == []
-        assert versions.admit(transaction(5, moved)).changes == []
+        admit(versions, 5, moved)
+        assert admit(versions, 4, change(1)).changes == []
+        assert admit(versions, 5, moved).changes == []
 
     def test_what_is_older_than_everything_remembered_is_doubtful(self) -> None:
         versions = Versions(maximum_keys=2)
         for key in (1, 2, 3):
-            versions.admit(transaction(10 + key, change(key)))
-        assert versions.admit(transaction(5, change(1))) == ([], {"projects"})
-        assert versions.admit(transaction(20, change(9))).changes == [change(9)]
+            admit(versions, 10 + key, change(key))
+        assert admit(versions, 5, change(1)) == ([], {"projects"})
+        assert admit(versions, 20, change(9)).changes == [change(9)]
 
     def test_cleared_everything_is_news(self) -> None:
         versions = Versions()
-        versions.admit(transaction(5, change(1)))
+        admit(versions, 5, change(1))
         versions.clear()
-        assert versions.admit(transaction(1, change(1))).changes == [change(1)]
+        assert admit(versions, 1, change(1)).changes == [change(1)]

@@ -198,6 +198,10 @@ class TestMapping:
             Decision("e1-0001", ["tasks"], "invalidated"),
         ]
 
+    async def test_a_table_has_one_entity(self, client: QueryClient) -> None:
+        with pytest.raises(ClientError, match="the table 'projects' has two entities"):
+            RealtimeIntegration(client, [PATCHED, Entity("projects", [["other"]])])
+
 
 class TestSwitches:
     """D10"""
@@ -568,6 +572,23 @@ class TestOrder:
         )
         realtime.apply(transaction(5, change("projects", 1, name="newer"), epoch="e2"))
         assert observer.current_result.data == [row(1, name="newer")]
+
+    async def test_nor_does_an_answer_that_was_on_its_way_from_the_epoch_before(
+        self, client: QueryClient, clock: ManualClock, backend: Backend, realtime: RealtimeIntegration
+    ) -> None:
+        backend.value, backend.snapshot = [row(1, name="first epoch")], "100:100:"
+        realtime.apply(renamed(99, "first epoch"))
+        observer = watch(client, backend, "projects")
+        await clock.advance(0.5)
+        backend.value, backend.snapshot = [row(1, name="second epoch")], "4:4:"
+        realtime.apply(transaction(3, change("projects", 9, "DELETE"), epoch="e2"))
+        await clock.advance(0.5)
+        realtime.apply(transaction(4, change("projects", 1, name="newer"), epoch="e2"))
+        await clock.advance(2)
+        assert (observer.current_result.data, observer.current_result.is_stale) == (
+            [row(1, name="newer")],
+            False,
+        )
 
     async def test_what_is_older_than_all_that_is_remembered_is_refetched_instead_of_guessed(
         self, client: QueryClient, clock: ManualClock, backend: Backend, realtime: RealtimeIntegration

@@ -162,12 +162,11 @@ class Versions:
         # The newest position among those forgotten: what is older than that may or may not be news.
         self._forgotten = ""
 
-    def admit(self, transaction: TransactionEvent) -> News:
+    def admit(self, position: str, changes: Iterable[ChangeEvent]) -> News:
         """What of a transaction is news; what is, or may be, gives its rows their positions from now on."""
-        position = transaction.position
         news = News([], set())
         verdicts: dict[_Row, bool | None] = {}
-        for change in transaction.changes:
+        for change in changes:
             row = _row(change.table, change.key)
             if row not in verdicts:  # a row that changes twice in a transaction is news twice
                 verdicts[row] = self._is_news(row, position)

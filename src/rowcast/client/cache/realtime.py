@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
+from rowcast.errors import ClientError
+
 from .clock import Timer
 from .coalescer import Coalescer
 from .entities import Entity
@@ -64,12 +66,14 @@ class _Watched:
     Attributes:
         entities: Those with a family that its key begins with, by table.
         fetch_mark: The number of the journal's last transaction when its fetch began.
+        fetch_era: How many stretches of the stream had been lost by then.
         patched: Whether events have been patched into its data since the last answer.
         refused: Whether the last answer was refused.
     """
 
     entities: dict[str, Entity] = field(default_factory=dict[str, Entity])
     fetch_mark: int = 0
+    fetch_era: int = 0
     patched: bool = False
     refused: bool = False
 
@@ -83,6 +87,9 @@ class RealtimeIntegration(Subscribable[Decision]):
         quiet_seconds: How long to wait for further events before a refetch; the first after a quiet time is at once.
         maximum_staleness_seconds: How long to wait at most.
         between: Returns a random number between two; for tests.
+
+    Raises:
+        ClientError: Two entities of one table.
     """
 
     def __init__(
@@ -96,7 +103,13 @@ class RealtimeIntegration(Subscribable[Decision]):
     ) -> None:
         super().__init__()
         self._client = client
-        self._entities = {entity.table: entity for entity in entities}
+        self._entities: dict[str, Entity] = {}
+        for entity in entities:
+            if entity.table in self._entities:
+                raise ClientError(
+                    f"the table {entity.table!r} has two entities: give one of them all its families"
+                )
+            self._entities[entity.table] = entity
         self._between = between
         self._journal = Journal()
         self._versions = Versions()
@@ -105,6 +118,7 @@ class RealtimeIntegration(Subscribable[Decision]):
         )
         self._watched: WeakKeyDictionary[Query[Any], _Watched] = WeakKeyDictionary()
         self._epoch: str | None = None
+        self._era = 0  # counts what was lost: snapshots from before cannot be compared with those after it
         self._connection: ConnectionState = "connecting"
         self._enabled = True
         self._last_event_at: dict[str, float] = {}
@@ -167,8 +181,9 @@ class RealtimeIntegration(Subscribable[Decision]):
         if not self._enabled:
             return
         self._enter_epoch(transaction.position)
-        news = self._versions.admit(transaction)
-        changes = tables_of(change for change in news.changes if change.table in self._entities)
+        known = [change for change in transaction.changes if change.table in self._entities]
+        news = self._versions.admit(transaction.position, known)
+        changes = tables_of(news.changes)
         with self._client.notify_manager.atomic():
             if changes:
                 self._journal.append(transaction.txid, changes)
@@ -195,16 +210,20 @@ class RealtimeIntegration(Subscribable[Decision]):
             tables: Which tables; None for all.
             after_seconds: When to refetch, so that not all clients come together.
         """
+        self._era += 1
         self._journal.lose()
-        self._outdate(self._entities if tables is None else tables, after_seconds)
+        for query in self._outdate(self._entities if tables is None else tables, after_seconds):
+            query.snapshots = ()
 
-    def _outdate(self, tables: Collection[str], after_seconds: float = 0.0) -> None:
-        for query in self._queries_of(self._entities[table] for table in tables if table in self._entities):
+    def _outdate(self, tables: Collection[str], after_seconds: float = 0.0) -> list[Query[Any]]:
+        queries = self._queries_of(self._entities[table] for table in tables if table in self._entities)
+        for query in queries:
             query.invalidate()
             if after_seconds:
                 self._client.clock.call_later(after_seconds, partial(self._request, query))
             else:
                 self._request(query)
+        return queries
 
     def _request(self, query: Query[Any]) -> None:
         if self._enabled:
@@ -216,8 +235,6 @@ class RealtimeIntegration(Subscribable[Decision]):
             # Positions and transaction ids from before cannot be compared with those to come.
             self._versions.clear()
             self._journal.clear()
-            for query in self._client.query_cache:
-                query.snapshots = ()
             self.gap()
         self._epoch = epoch
 
@@ -295,7 +312,8 @@ class RealtimeIntegration(Subscribable[Decision]):
 
     def fetch_started(self, query: Query[Any]) -> None:
         """What comes from now on may be missing in the answer."""
-        self._watch(query).fetch_mark = self._journal.last_number
+        watched = self._watch(query)
+        watched.fetch_mark, watched.fetch_era = self._journal.last_number, self._era
         self._coalescer.fetch_started(query)
 
     def answer_arrived(self, query: Query[Any], answer: Answer) -> Answer:
@@ -311,7 +329,8 @@ class RealtimeIntegration(Subscribable[Decision]):
         watched = self._watch(query)
         if not self._enabled or not query.options.realtime or not watched.entities:
             return answer
-        snapshots = [parse_snapshot(text) for text in answer.snapshots]
+        texts = answer.snapshots if watched.fetch_era == self._era else ()
+        snapshots = [parse_snapshot(text) for text in texts]
         replay = self._journal.unseen(snapshots) if snapshots else self._journal.since(watched.fetch_mark)
         # Pages are read in snapshots of their own, one by one; only a single one can be older than another.
         older = len(snapshots) == len(query.snapshots) == 1 and not snapshots[0].covers(
@@ -326,7 +345,7 @@ class RealtimeIntegration(Subscribable[Decision]):
         outdated = outdated or answer.outdated or not replay.complete
         watched.refused, watched.patched = False, data is not answer.data
         self._coalescer.answered(query, outdated=outdated)
-        return Answer(data, answer.snapshots, outdated)
+        return Answer(data, texts, outdated)
 
     def fetch_ended(self, query: Query[Any]) -> None:
         """A further fetch follows, if the answer has not shown everything."""
