@@ -36,8 +36,9 @@ _HTTP_LIBRARIES: Final = frozenset({"httpx", "httpcore", "aiohttp", "requests", 
 
 # Sends a mutation to the application's server, under the id given, which belongs into the header `Rowcast-Mutation`.
 Sender: TypeAlias = Callable[[str], Awaitable[R]]
-# Asks the application's server what became of a mutation.
-StatusAsker: TypeAlias = Callable[[str], Awaitable[Literal["committed", "unknown", "rejected"]]]
+# What the application's server says became of a mutation; unknown: it has never seen it.
+Status: TypeAlias = Literal["committed", "unknown", "rejected"]
+StatusAsker: TypeAlias = Callable[[str], Awaitable[Status]]
 
 
 class RejectedError(ClientError):
