@@ -123,6 +123,8 @@ class MemoryLog:
                 self._entries[last] = entry
                 self._positions[last] = entry.position
                 return
+        elif isinstance(entry, Gap):
+            self._newest_evicted_xid = max(self._newest_evicted_xid, entry.xid)
         self._head = entry.position
         self._positions.append(entry.position)
         self._entries.append(entry)

@@ -210,11 +210,13 @@ class Gap:
         position: Where the stream goes on: everything after it will be delivered.
         reason: A stable word for metrics and `resync` frames: `slot_lost`, `transaction_too_large`, …
         tables: OIDs of the tables it concerns; None for all.
+        xid: The transaction that is lost; 0 where it is none in particular.
     """
 
     position: Position
     reason: str
     tables: frozenset[int] | None = None
+    xid: int = 0
 
 
 @dataclass(frozen=True, slots=True)

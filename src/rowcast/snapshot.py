@@ -13,7 +13,9 @@ WAL order is not visibility order: a transaction reaches the stream before other
 3. Every transaction of the log that S does *not* see is applied over the rows, in commit order.
 4. When the stream has passed L, the result is the exact state at the stream's head: a transaction up to the head
    either is visible in S, and then it is in the rows, or it is not, and then it was in the log.
-5. That needs every transaction that the log had already dropped to be visible in S. A dropped transaction that S
+5. A table that was added to the publication while a transaction was writing to it has only the later half of that
+   transaction in the stream. So S counts only if no transaction runs in it that is older than the addition.
+6. Step 4 needs every transaction that the log had already dropped to be visible in S. A dropped transaction that S
    does not see has committed and is still in S's list of running ones; `check` asks for exactly those, and the
    snapshot is taken again while there is one. (An xmin horizon would do too, but it would let one long-running
    transaction hold up every snapshot.)
@@ -68,10 +70,12 @@ class SnapshotReader:
 
     Args:
         dsn: The database; may lead through a pooler in transaction mode.
+        publication: What the stream comes from; a name that is none where it comes from elsewhere.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, publication: str) -> None:
         self._dsn = dsn
+        self._publication = publication
         self._idle: list[psycopg.AsyncConnection[Any]] = []
         self._slots = asyncio.Semaphore(_CONCURRENT)
 
@@ -98,7 +102,9 @@ class SnapshotReader:
                     row = await cursor.fetchone()
                     assert row is not None
                     visibility = Visibility.parse(row[0])
-                    if await _sees_the_dropped(connection, visibility, newest_evicted_xid):
+                    added = await _added_by(connection, table, self._publication)
+                    whole = not any(xid < added for xid in visibility.running)
+                    if whole and await _sees_the_dropped(connection, visibility, newest_evicted_xid):
                         yield visibility, _rows(connection, table, bound)
                         return
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -143,10 +149,27 @@ class SnapshotReader:
             await self._idle.pop().close()
 
 
+# The row of the table, of its schema, or of a publication of all tables: whichever put the table there.
+_ADDED_BY: Final = """
+SELECT coalesce(max(pg_snapshot_xmax(pg_current_snapshot())::text::bigint - age(added)), 0)
+FROM pg_publication p
+LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = %s
+LEFT JOIN LATERAL (SELECT coalesce(r.xmin, p.xmin)) AS a (added) ON true
+WHERE p.pubname = %s AND (p.puballtables OR r.prrelid IS NOT NULL)
+"""
+
+
+async def _added_by(connection: psycopg.AsyncConnection[Any], table: Table, publication: str) -> int:
+    """The transaction that added a table to the publication (step 5); 0 where that is long ago or not known."""
+    cursor = await connection.execute(_ADDED_BY, (table.oid, publication))
+    row = await cursor.fetchone()
+    return 0 if row is None else int(row[0])
+
+
 async def _sees_the_dropped(
     connection: psycopg.AsyncConnection[Any], visibility: Visibility, newest_evicted_xid: int
 ) -> bool:
-    """Step 5: whether no transaction that the log has dropped is hidden from the snapshot."""
+    """Step 6: whether no transaction that the log has dropped is hidden from the snapshot."""
     if newest_evicted_xid >= visibility.xmax:
         return False
     suspects = [xid for xid in visibility.running if xid <= newest_evicted_xid]

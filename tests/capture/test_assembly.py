@@ -129,7 +129,7 @@ def test_a_transaction_over_the_bound_names_every_table_that_it_touched() -> Non
         message(b"confirm late"),
         commit(200),
     )
-    assert gap == Gap(make_position(EPOCH, 200), "transaction_too_large", frozenset({7, 8}))
+    assert gap == Gap(make_position(EPOCH, 200), "transaction_too_large", frozenset({7, 8}), 701)
     [transaction] = feed(made, begin(702), Insert(7, ROW), commit(300))
     assert isinstance(transaction, Transaction)
     assert [each.index for each in transaction.changes] == [0]
@@ -138,7 +138,7 @@ def test_a_transaction_over_the_bound_names_every_table_that_it_touched() -> Non
 def test_confirmations_count_towards_the_bound() -> None:
     made = assembler(max_transaction_bytes=1000)
     [gap] = feed(made, begin(), *[message(b"confirm " + b"m" * 100)] * 10, commit(200))
-    assert gap == Gap(make_position(EPOCH, 200), "transaction_too_large", frozenset())
+    assert gap == Gap(make_position(EPOCH, 200), "transaction_too_large", frozenset(), 701)
 
 
 def test_the_publication_is_to_be_read_again_after_the_transaction_that_changed_it() -> None:

@@ -11,7 +11,7 @@ from tests.streams import Collector, at, change, row, table, transaction
 from rowcast.hub import Form, Hub, Request, Subscriber
 from rowcast.log import MemoryLog
 from rowcast.model import MISSING, Change, Table
-from rowcast.protocol.forms import FULL, PLAIN, plain_label
+from rowcast.protocol.forms import FULL, FULL_WITH_OLD_ROWS, PLAIN, plain_label
 from rowcast.protocol.framing import LINE
 
 
@@ -50,6 +50,17 @@ def test_operations_carry_what_they_mean(form: Form) -> None:
     olds = [None, {"id": 1, "name": "a"}, {"id": 1, "name": "b"}, None] if form is PLAIN else [None] * 4
     assert [each.get("old") for each in changes] == olds
     assert [each["id"] for each in changes] == [f"{at(5)}-{index:08x}" for index in range(4)]
+
+
+def test_old_rows_are_there_for_those_who_ask() -> None:
+    updated, deleted = tell(
+        FULL_WITH_OLD_ROWS,
+        KEYED,
+        change(KEYED, "UPDATE", row(1, "b"), row(1, "a")),
+        change(KEYED, "DELETE", None, row(1, "b")),
+    )
+    assert updated["old"] == {"id": 1, "name": "a"}
+    assert deleted["old"] == {"id": 1, "name": "b"}
 
 
 @pytest.mark.parametrize("form", [PLAIN, FULL])

@@ -182,3 +182,41 @@ async def test_every_snapshot_is_the_query_at_its_position(dsn: str, addresses: 
     await follower.wait_for(position)
     assert follower.at(position) == last
     following.cancel()
+
+
+async def test_a_table_added_under_a_running_transaction_waits_for_it(
+    dsn: str, addresses: Addresses, connection: psycopg.Connection
+) -> None:
+    """The stream has only the rows that were written after the table was added; the snapshot must have the others."""
+    connection.execute("CREATE TABLE late (id bigint PRIMARY KEY)")
+    connection.execute("ALTER TABLE late REPLICA IDENTITY FULL")
+    with psycopg.connect(dsn) as writer:
+        writer.execute("INSERT INTO late VALUES (1)")
+        install(dsn, ["late"])
+        async with asyncio.timeout(10), httpx.AsyncClient(timeout=20) as client:
+            while '"late"' not in (await client.get(f"{addresses.http}v1/channels")).text:
+                pass
+            reading = asyncio.create_task(client.get(f"{addresses.http}v1/rows/late"))
+            done, _ = await asyncio.wait([reading], timeout=0.3)
+            assert not done, "the writer may still add rows whose first half the stream never had"
+            writer.execute("INSERT INTO late VALUES (2)")
+            writer.commit()
+            rows = (await reading).json()["rows"]
+    assert rows == [{"id": 1}, {"id": 2}]
+
+
+async def test_after_a_lost_transaction_and_new_columns_rows_can_be_read_at_once(
+    dsn: str, connection: psycopg.Connection
+) -> None:
+    connection.execute("CREATE TABLE items (id bigint PRIMARY KEY, note text)")
+    install(dsn, ["items"])
+    settings = Settings(database_url=dsn, port=0, max_transaction_bytes=100_000, capture_heartbeat_seconds=1)
+    async with running(Rowcast(settings)) as addresses, httpx.AsyncClient(timeout=20) as client:
+        connection.execute("INSERT INTO items SELECT n, repeat('x', 100) FROM generate_series(1, 2000) n")
+        connection.execute("ALTER TABLE items ADD COLUMN colour text")
+        connection.execute("INSERT INTO items VALUES (3000, 'after', 'red')")
+        async with asyncio.timeout(20):
+            rows: list[dict[str, Any]] = []
+            while len(rows) < 2001 or "colour" not in rows[0]:
+                rows = (await client.get(f"{addresses.http}v1/rows/items")).json().get("rows", rows)
+    assert rows[-1] == {"id": 3000, "note": "after", "colour": "red"}

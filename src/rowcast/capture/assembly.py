@@ -202,7 +202,9 @@ class Assembler:
         self.position_number = commit.end_lsn
         changes, lost = self._changes, self._reshaped
         if self._too_large:
-            self.events.append(Gap(self.position, "transaction_too_large", frozenset(self._touched)))
+            self.events.append(
+                Gap(self.position, "transaction_too_large", frozenset(self._touched), self.xid)
+            )
         else:
             if lost:
                 changes = [change for change in changes if change.table.oid not in lost]
@@ -220,7 +222,7 @@ class Assembler:
             else:
                 self._progress(commit.end_lsn)
             if lost:
-                self.events.append(Gap(self.position, "schema_changed", frozenset(lost)))
+                self.events.append(Gap(self.position, "schema_changed", frozenset(lost), self.xid))
         self._changes = []
         self._confirms = []
         return PUBLICATION if self._tables_message else None

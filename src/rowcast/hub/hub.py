@@ -486,8 +486,9 @@ class Hub:
         self._name_channels()
         offered = {table.oid for table in self.channels.values()}
         changed = {
-            oid for oid, table in before.items() if event.tables.get(oid) is not table or oid not in offered
+            oid for oid in before.keys() | event.tables.keys() if event.tables.get(oid) is not before.get(oid)
         }
+        changed |= {oid for oid in before if oid not in offered}
         if not changed:
             return
         # A replay across this point would mix two forms of a row.

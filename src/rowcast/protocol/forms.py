@@ -73,10 +73,17 @@ class PlainForm:
 
 
 class FullForm:
-    """One message per transaction, for clients that keep rows."""
+    """One message per transaction, for clients that keep rows.
 
-    name: str = "full"
+    Args:
+        old_rows: Whether `old` is the whole old row, for clients that do not keep rows.
+    """
+
     tells_confirms: bool = True
+
+    def __init__(self, *, old_rows: bool = False) -> None:
+        self.name = "full with old rows" if old_rows else "full"
+        self._old_rows = old_rows
 
     def prefix(self, shape: Shape, label: str) -> bytes:  # noqa: ARG002 - shapes are named by number
         return b'{"shape":%d,' % shape.number
@@ -89,7 +96,7 @@ class FullForm:
                 parts += (b',"key":', key)
             if operation != "DELETE":
                 parts += (b',"new":', encoded.new)
-            if key is None:  # without a key the whole old row says which one
+            if key is None or self._old_rows:  # without a key the whole old row says which one
                 old = encoded.old if operation != "INSERT" else None
             else:
                 old = encoded.old_key if operation == "UPDATE" and encoded.key_changed else None
@@ -122,6 +129,7 @@ def _key(operation: Operation, encoded: EncodedChange) -> bytes | None:
 
 PLAIN: Final = PlainForm()
 FULL: Final = FullForm()
+FULL_WITH_OLD_ROWS: Final = FullForm(old_rows=True)
 
 # A label is what a plain client's changes carry: its channel and, where it gave one, the subscription's id.
 _SEPARATOR: Final = "\0"

@@ -66,6 +66,7 @@ class HelloFrame(msgspec.Struct, tag_field="type", tag="hello"):
     version: int
     token: str | None = None
     client: str = ""
+    old_rows: bool = False
     subscriptions: list[_Entry] = []
 
 
@@ -154,6 +155,7 @@ class NativeSession:
     max_messages_per_second: float
     now: float
     form: Form | None = None
+    old_rows: bool = False
     last_heard: float = 0.0
     subscriptions: set[str] = field(default_factory=set[str])
     _tokens: float = 0.0
@@ -250,6 +252,7 @@ class NativeSession:
                 f"this server speaks version {VERSION} of the protocol, not {frame.version}",
             )
         self.form = "full"
+        self.old_rows = frame.old_rows
         welcome = _reply(
             "welcome",
             version=VERSION,

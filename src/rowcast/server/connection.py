@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from rowcast.errors import ProtocolError
 from rowcast.hub import Framing, Subscriber, Subscription
 from rowcast.model import Position
-from rowcast.protocol.forms import FULL, PLAIN
+from rowcast.protocol.forms import FULL, FULL_WITH_OLD_ROWS, PLAIN
 from rowcast.protocol.native import Close, Form, NativeSession, Reply, Subscribe, Unsubscribe, Wish
 
 if TYPE_CHECKING:
@@ -140,9 +140,10 @@ class ClientConnection:
     def _introduce(self) -> Subscriber:
         """Make the hub know this client, in the form that its first message chose."""
         if self.subscriber is None:
-            form = FULL if self.session.form == "full" else PLAIN
+            full = FULL_WITH_OLD_ROWS if self.session.old_rows else FULL
+            form = full if self.session.form == "full" else PLAIN
             self.subscriber = Subscriber(self, form, self.framing, self._resync, self._columns)
-            if form.name == FULL.name and self.service.ready:
+            if self.session.form == "full" and self.service.ready:
                 self.service.hub.join(self.subscriber)
         return self.subscriber
 
@@ -157,7 +158,7 @@ class ClientConnection:
                 continue  # unsubscribed while it was waiting for the server to be ready
             try:
                 # A full-form client puts a snapshot and what comes meanwhile together; a plain one cannot.
-                active = not wish.snapshot or subscriber.form.name == FULL.name
+                active = not wish.snapshot or self.session.form == "full"
                 begun.append((wish, hub.subscribe(subscriber, wish.request, active=active)))
             except ProtocolError as error:
                 self.reply(self.session.refused(wish.request.subscription, error))

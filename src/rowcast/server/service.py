@@ -146,7 +146,7 @@ class Service:
     async def _capture(self) -> None:
         settings, capture = self.settings, self.capture
         start = await capture.start()
-        reader = SnapshotReader(settings.database_url or settings.database_url_direct)
+        reader = SnapshotReader(settings.database_url, settings.publication)
         log = MemoryLog(
             start,
             max_bytes=settings.replay_window_bytes,

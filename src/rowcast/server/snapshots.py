@@ -24,7 +24,7 @@ from rowcast.errors import CaptureError, ProtocolError
 from rowcast.hub import Hub, Shape, Subscription
 from rowcast.hub.shape import EncodedChange, ShapeKey
 from rowcast.model import MISSING, Change, Gap, Position, Row
-from rowcast.protocol.forms import FULL
+from rowcast.protocol.forms import PLAIN
 from rowcast.server.connection import ClientConnection
 from rowcast.snapshot import SnapshotReader, Visibility
 
@@ -56,8 +56,9 @@ class _Overtaken(Exception):  # noqa: N818 - a signal between two functions of t
 class Corrections:
     """What the stream changed that the rows do not show: rows to put, keys to take away."""
 
-    def __init__(self, shape: Shape, visibility: Visibility, start: Position) -> None:
+    def __init__(self, shape: Shape, visibility: Visibility, start: Position, begun: Position) -> None:
         self.folded = start
+        self._begun = begun  # the stream's head before the rows were read
         self.unseen_from: Position | None = None  # the stream after it has all that the rows do not show
         self._shape = shape
         self._visibility = visibility
@@ -98,7 +99,7 @@ class Corrections:
         table = self._shape.table
         for entry in entries:
             if isinstance(entry, Gap):
-                if entry.tables is None or table.oid in entry.tables:
+                if (entry.tables is None or table.oid in entry.tables) and not self._has(entry):
                     raise _Overtaken
             elif self._visibility.sees(entry.xid):
                 self.folded = entry.position
@@ -108,6 +109,10 @@ class Corrections:
                     if change.table.oid == table.oid:
                         self._apply(change, entry.position)
         self.folded = hub.head
+
+    def _has(self, gap: Gap) -> bool:
+        """Whether the rows hold what a gap has lost: it came before them, and they see its transaction."""
+        return gap.position <= self._begun and self._visibility.sees(gap.xid)
 
     def _apply(self, change: Change, position: Position) -> None:
         effect = self._shape.effect(change)
@@ -357,7 +362,7 @@ class Snapshots:
 
     async def _attempt(self, snapshot: ShapeSnapshot) -> None:
         hub, shape = self.hub, snapshot.shape
-        start = hub.log.floor
+        start, begun = hub.log.floor, hub.head
         row_json = shape.projection.row
         async with self._reader.read(shape.table, shape.filter, hub.log.newest_evicted_xid) as (
             visibility,
@@ -365,7 +370,7 @@ class Snapshots:
         ):
             snapshot.visibility = visibility
             # While the snapshot was taken the log may have dropped more, unseen: that is checked by the first fold.
-            corrections = snapshot.corrections = Corrections(shape, visibility, start)
+            corrections = snapshot.corrections = Corrections(shape, visibility, start, begun)
             marking = asyncio.ensure_future(self._mark())
             try:
                 folded_at = 0.0
@@ -406,7 +411,7 @@ class Snapshots:
 
     def deliver(self, connection: ClientConnection, subscription: Subscription) -> None:
         """Send a subscription's rows to its client, as fast as it reads them."""
-        kind = _FullDelivery if subscription.outlet.form.name == FULL.name else _PlainDelivery
+        kind = _PlainDelivery if subscription.outlet.form.name == PLAIN.name else _FullDelivery
         kind(self, connection, subscription).advance()
 
     async def close(self) -> None:
