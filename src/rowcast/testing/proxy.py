@@ -177,10 +177,12 @@ class _Link:
     def reset(self) -> None:
         self.was_reset.set()
         for end in self.ends:
-            # Without lingering, closing sends RST at once and discards what is unsent.
-            end.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )
+            # Without lingering, closing sends RST at once and discards what is unsent. The end that was reset from
+            # outside is closed already.
+            with contextlib.suppress(OSError):
+                end.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
             end.transport.abort()
 
     def close(self) -> None:
