@@ -168,8 +168,8 @@ class BaseRows:
             if occupant is not None:
                 displaced[key] = occupant
         elif old is not None and (old_key := key_of(old, columns)) != key:
+            moved[key] = old_key if old_key in displaced else moved.pop(old_key, old_key)
             previous = self._take(old_key, before, displaced)
-            moved[key] = moved.pop(old_key, old_key)
             if occupant is not None:
                 displaced[key] = occupant
         if len(new) < self._width:

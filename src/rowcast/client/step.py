@@ -34,15 +34,14 @@ MAXIMUM_TXIDS: Final = 1000
 class Step:
     """Changes to the contents, from the first to `finish()`, that listeners see as one."""
 
-    __slots__ = ("_before", "_contents", "_dirty", "_moved", "_news", "_reset")
+    __slots__ = ("_before", "_contents", "_dirty", "_first", "_moved", "_news", "_reset")
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self._before: dict[str, Before] = {}
         self._moved: dict[str, dict[Key, Key]] = {}
-        self._reset: dict[
-            str, bool
-        ] = {}  # subscriptions with a new base, and whether these are their first rows
+        self._reset: set[str] = set()  # subscriptions with a new base
+        self._first: list[str] = []  # of these, those whose first rows it holds
         self._dirty: dict[str, KnownRows] = {}  # their state may have changed
         self._news: list[Output] = []
 
@@ -246,7 +245,7 @@ class Step:
             changes = self._difference(known, before, reset=reset)
             if changes:
                 outputs.append(Delta(name, changes, "snapshot" if reset else cause, reset, known.position))
-        outputs.extend(Ready(name) for name, first in self._reset.items() if first)
+        outputs.extend(map(Ready, self._first))
         for known in self._dirty.values():
             state = known.present_state()
             if state != known.state:
@@ -384,6 +383,8 @@ class Step:
             )
         self._replace(known, base)
         known.position = position
+        if not known.shown:
+            self._first.append(known.name)
         if not is_behind(position, self._contents.told):
             self._contents.told = position
         known.shown = known.valid = True
@@ -394,7 +395,7 @@ class Step:
         for key in [*VisibleRows(known), *self._contents.overlay.keys(known.name)]:
             self._touch(known, key)
         self._before.setdefault(known.name, {})
-        self._reset[known.name] = not known.shown
+        self._reset.add(known.name)
         known.base = base
         self._dirty[known.name] = known
 
