@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rowcast.errors import ProtocolError
-from rowcast.hub import Framing, Subscriber, Subscription
+from rowcast.hub import Framing, Shape, Subscriber, Subscription
 from rowcast.model import Position
 from rowcast.protocol.forms import FULL, FULL_WITH_OLD_ROWS, PLAIN
 from rowcast.protocol.native import Close, Form, NativeSession, Reply, Subscribe, Unsubscribe, Wish
 
 if TYPE_CHECKING:
     from rowcast.server.service import Service
+    from rowcast.server.snapshots import FullDelivery
 
 # A larger message goes to the transport in pieces, so that a client that stops in its middle keeps this much of
 # it in the transport's own buffer and not all of it.
@@ -65,6 +66,7 @@ class ClientConnection:
         "_queued_bytes",
         "_rest",
         "_when_idle",
+        "deliveries",
         "framing",
         "next_beat",
         "opened",
@@ -89,6 +91,7 @@ class ClientConnection:
             now,
         )
         self.subscriber: Subscriber | None = None
+        self.deliveries: dict[Shape, FullDelivery] = {}
         self._when_idle: list[Callable[[], None]] | None = None
         self._queue: deque[bytes] | None = None  # made when needed: most connections never are
         self._queued_bytes = 0

@@ -411,8 +411,14 @@ class Snapshots:
 
     def deliver(self, connection: ClientConnection, subscription: Subscription) -> None:
         """Send a subscription's rows to its client, as fast as it reads them."""
-        kind = _PlainDelivery if subscription.outlet.form.name == PLAIN.name else _FullDelivery
-        kind(self, connection, subscription).advance()
+        if subscription.outlet.form.name == PLAIN.name:
+            _PlainDelivery(self, connection, subscription).advance()
+            return
+        running = connection.deliveries.get(subscription.shape)
+        if running is not None and running.wanted:
+            running.include(subscription)
+        else:
+            FullDelivery(self, connection, subscription).advance()
 
     async def close(self) -> None:
         """End what is being read."""
@@ -432,7 +438,8 @@ class _Delivery:
     ) -> None:
         self.snapshots = snapshots
         self.connection = connection
-        self.subscription = subscription
+        self.subscriptions = [subscription]
+        self.shape = subscription.shape
         self.snapshot = snapshots.get(subscription.shape)
         self.attempt = self.snapshot.attempt
         self.next_chunk = 0
@@ -440,13 +447,13 @@ class _Delivery:
 
     @property
     def wanted(self) -> bool:
-        """Whether the client is still there and still has this very subscription."""
+        """Whether the client is still there and still has a subscription that this is for."""
         subscriber = self.connection.subscriber
-        return (
-            subscriber is not None
-            and subscriber.subscriptions.get(self.subscription.id) is self.subscription
-            and self.connection.dropped_since is None
-        )
+        if subscriber is None or self.connection.dropped_since is not None:
+            return False
+        present = subscriber.subscriptions
+        self.subscriptions = [each for each in self.subscriptions if present.get(each.id) is each]
+        return bool(self.subscriptions)
 
     def advance(self) -> None:
         """Send what can be sent now; be called again when there is more, or when the client has read."""
@@ -459,7 +466,9 @@ class _Delivery:
                     self.started_over()
             if snapshot.error is not None:
                 error = ProtocolError("snapshot_failed", snapshot.error)
-                connection.reply(connection.session.error(error, self.subscription.id))
+                for subscription in self.subscriptions:
+                    connection.reply(connection.session.error(error, subscription.id))
+                self.ended()
                 return
             if connection.busy:
                 connection.when_idle(self.advance)
@@ -476,11 +485,15 @@ class _Delivery:
                 snapshot.corrections.fold(self.snapshots.hub)
             except _Overtaken:
                 # The stream has outrun a finished snapshot: take a new one.
-                self.snapshot = snapshot = self.snapshots.get(self.subscription.shape)
+                self.snapshot = snapshot = self.snapshots.get(self.shape)
                 self.attempt = -1  # whatever was sent was of another one
                 continue
             self.finish()
-            return
+            break
+        self.ended()
+
+    def ended(self) -> None:
+        """Nothing more will be sent."""
 
     def started_over(self) -> None:
         """Rows have been sent that say nothing any more; the next ones are the first again."""
@@ -494,8 +507,27 @@ class _Delivery:
         raise NotImplementedError
 
 
-class _FullDelivery(_Delivery):
-    """Chunks with the rows, then one with the corrections and the position."""
+class FullDelivery(_Delivery):
+    """Chunks with the rows, then one with the corrections and the position.
+
+    Frames name the shape and not the subscription: two deliveries of one shape would read as one that is out of
+    order, so a connection has one at a time for each shape.
+    """
+
+    def __init__(
+        self, snapshots: Snapshots, connection: ClientConnection, subscription: Subscription
+    ) -> None:
+        super().__init__(snapshots, connection, subscription)
+        connection.deliveries[self.shape] = self
+
+    def include(self, subscription: Subscription) -> None:
+        """Begin again, for one more subscription that has not seen what was sent."""
+        self.subscriptions.append(subscription)
+        self.next_chunk = self.number = 0
+
+    def ended(self) -> None:
+        if self.connection.deliveries.get(self.shape) is self:
+            del self.connection.deliveries[self.shape]
 
     def send_rows(self, rows: bytes) -> None:
         self._send(b'"rows":[%s]' % rows)
@@ -504,7 +536,8 @@ class _FullDelivery(_Delivery):
         corrections = self.snapshot.corrections
         assert corrections is not None
         position = corrections.folded
-        self.subscription.position = position
+        for subscription in self.subscriptions:
+            subscription.position = position
         deleted = corrections.deleted
         self._send(
             b'"rows":[%s]%s,"last":true,"position":"%s"'
@@ -517,7 +550,7 @@ class _FullDelivery(_Delivery):
 
     def _send(self, content: bytes) -> None:
         message = b'{"type":"snapshot","shape":%d,"chunk":%d,%s}' % (
-            self.subscription.shape.number,
+            self.shape.number,
             self.number,
             content,
         )
@@ -530,6 +563,11 @@ class _PlainDelivery(_Delivery):
 
     The subscription is not active before: a plain client applies what comes in the order in which it comes.
     """
+
+    @property
+    def subscription(self) -> Subscription:
+        """The one that it is for: a plain client's messages name it."""
+        return self.subscriptions[0]
 
     def started_over(self) -> None:
         # The rows sent so far say nothing; they come again.
