@@ -82,6 +82,45 @@ def test_patterns_that_explode_elsewhere_take_linear_time() -> None:
     assert time.perf_counter() - start < 2
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "a = " + "9" * 60_000 + "x",
+        "a = " + "9" * 60_000,
+        "a = 1." + "9" * 60_000,
+        "a = ANY ('{1," + " " * 60_000 + "\"'}')",
+        "a = ANY ('{1" + " x" * 30_000 + "{}')",
+        "b = '" + "''" * 30_000,
+        "b = E'" + "\\" * 30_000,
+        'b = "' + '""' * 30_000,
+        "a = " + "-" * 60_000,
+        "b LIKE " + "$1" * 30_000,
+    ],
+)
+def test_no_text_takes_long_to_refuse(sql: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(FilterError):
+        bind(parse_sql(sql), _TABLE)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'or=(j.cs.{"' + '\\"' * 30_000,
+        'a=in.("' + '\\"' * 30_000,
+        '"' + '\\"' * 30_000,
+        "or=(" * 16_000,
+        "&" * 60_000 + "a",
+    ],
+)
+def test_no_text_in_postgrest_form_takes_long_to_refuse(text: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(FilterError):
+        bind(parse_postgrest(text), _TABLE)
+    assert time.perf_counter() - start < 1
+
+
 def test_a_pattern_meets_more_characters_than_it_remembers() -> None:
     test = regular("^[一-龥]+$", ignore_case=False)
     assert test("".join(map(chr, range(0x4E00, 0x9FA5))).encode())

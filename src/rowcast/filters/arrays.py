@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final
 
+from rowcast.filters.decimals import SPACE
 from rowcast.filters.scalars import ValueType
 
-_QUOTED = r'"(?:[^"\\]|\\.)*"'
-_LITERAL_ELEMENT: Final = re.compile(
-    rf'[ \t\n\v\f\r]*(?:({_QUOTED})|([^"\\{{}},]*[^"\\{{}}, \t\n\v\f\r]))[ \t\n\v\f\r]*', re.DOTALL
-)
+_QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
+_BARE: Final = rf'[^"\\{{}},{SPACE}](?:[^"\\{{}},]*[^"\\{{}},{SPACE}])?'
+_LITERAL_ELEMENT: Final = re.compile(rf"[{SPACE}]*+(?:({_QUOTED})|({_BARE}))[{SPACE}]*", re.DOTALL)
 _OUTPUT_ELEMENT: Final = re.compile(rf"({_QUOTED})|([^{{}},]+)".encode(), re.DOTALL)
 _OUTPUT_TOKEN: Final = re.compile(rb"[{}]|[^{},]+")
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
@@ -27,11 +27,11 @@ def read_array(text: str) -> list[str | None]:
     Raises:
         ValueError: It is none; the text is what is expected.
     """
-    inner = text.strip(" \t\n\v\f\r")
+    inner = text.strip(SPACE)
     if not (inner.startswith("{") and inner.endswith("}")):
         raise ValueError('an array, such as {1,2} or {"a b",c}')
     inner = inner[1:-1]
-    if not inner.strip(" \t\n\v\f\r"):
+    if not inner.strip(SPACE):
         return []
     elements: list[str | None] = []
     position = 0

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Final
 
 SPACE: Final = " \t\n\v\f\r"  # what PostgreSQL skips around numbers, booleans and times
-_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,5})?")
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,5})?")
 SPECIAL: Final = {
     "nan": "NaN",
     **dict.fromkeys(["infinity", "+infinity", "inf", "+inf"], "Infinity"),

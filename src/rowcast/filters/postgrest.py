@@ -234,9 +234,11 @@ class _Reader:
     def _braces(self) -> str:
         start, depth = self._position, 0
         while self._position < len(self._text):
-            if self._match(_QUOTED):
-                continue
             character = self._text[self._position]
+            if character == '"':
+                if not self._match(_QUOTED):
+                    raise self._error('a text with its closing "')
+                continue
             depth += (character in "{[") - (character in "}]")
             self._position += 1
             if depth == 0:

@@ -324,9 +324,8 @@ class _Automaton:
         return end
 
 
-_Row: TypeAlias = list[
-    Any
-]  # per class of characters the row it leads to; last, whether the text may end here
+# Per class of characters the row it leads to; last, whether the text may end here.
+_Row: TypeAlias = list[Any]
 
 
 class _Classes(dict[str, int]):

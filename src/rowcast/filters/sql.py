@@ -10,9 +10,8 @@ place.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, cast
+from collections.abc import Callable, Sequence
+from typing import Final, cast
 
 from rowcast.errors import FilterError
 from rowcast.filters.arrays import read_array, write_array
@@ -33,26 +32,9 @@ from rowcast.filters.expression import (
     Term,
     Truth,
 )
+from rowcast.filters.lexer import Token, fold, tokenize, unescape
 from rowcast.filters.limits import Budget, check_text, excerpt
 
-_Kind: TypeAlias = Literal[
-    "escape", "string", "quoted", "number", "parameter", "word", "mark", "operator", "end"
-]
-_TOKEN: Final = re.compile(
-    r"""(?:
-        (?P<escape>[eE]'(?:[^'\\]|''|\\.)*')
-      | (?P<string>'(?:[^']|'')*')
-      | (?P<quoted>"(?:[^"]|"")+")
-      | (?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)(?![\w$.])
-      | (?P<parameter>\$[0-9]{1,5})(?![\w$])
-      | (?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*)
-      | (?P<mark>::|[(),.\[\]])
-      | (?P<operator>[-+*/<>=~!@\#%^&|`?]+)
-      | (?P<end>\Z)
-    )""",
-    re.VERBOSE | re.DOTALL,
-)
-_SPACE: Final = re.compile(r"[ \t\n\r\f\v]*")
 # Words that PostgreSQL does not take for a column's name. `user` is even a value there: the session's.
 _RESERVED: Final = frozenset(
     """all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation
@@ -76,8 +58,6 @@ _MIRRORED: Final[dict[Operator, Operator]] = {
     ">=": "<=",
 }
 _MATCHES: Final = {"~": (False, False), "~*": (True, False), "!~": (False, True), "!~*": (True, True)}
-_ESCAPES: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-_ESCAPE: Final = re.compile(r"''|\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 # Types of more than one word: how they go on.
 _TYPE_WORDS: Final = frozenset({"precision", "varying", "with", "without", "time", "zone"})
 _LONG_TYPES: Final = frozenset({"double", "character", "time", "timestamp"})
@@ -97,17 +77,10 @@ def parse_sql(text: str, parameters: Sequence[object] = ()) -> Expression:
     return _Parser(text, parameters).parse()
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: _Kind
-    text: str
-    position: int
-
-
 class _Parser:
     def __init__(self, text: str, parameters: Sequence[object]) -> None:
         self._budget = Budget(text)
-        self._tokens = list(_tokenize(text))
+        self._tokens = list(tokenize(text))
         self._index = 0
         self._parameters = [_parameter(value) for value in parameters]
         self._used: set[int] = set()
@@ -122,7 +95,7 @@ class _Parser:
         return expression
 
     @property
-    def _token(self) -> _Token:
+    def _token(self) -> Token:
         return self._tokens[self._index]
 
     def _error(self, expected: str) -> FilterError:
@@ -132,7 +105,7 @@ class _Parser:
             f"the filter has {found} at character {token.position + 1}, where {expected} was expected"
         )
 
-    def _take(self) -> _Token:
+    def _take(self) -> Token:
         token = self._token
         self._index += 1
         return token
@@ -140,7 +113,7 @@ class _Parser:
     def _is_word(self, *words: str) -> bool:
         """Whether the next tokens are these words, unquoted."""
         return all(
-            token.kind == "word" and _fold(token.text) == word
+            token.kind == "word" and fold(token.text) == word
             for token, word in zip(self._tokens[self._index :], words, strict=False)
         ) and self._index + len(words) < len(self._tokens)
 
@@ -282,12 +255,12 @@ class _Parser:
         token = self._token
         if token.kind == "quoted":
             name = self._take().text[1:-1].replace('""', '"')
-        elif token.kind != "word" or _fold(token.text) in {"true", "false", "null"}:
+        elif token.kind != "word" or fold(token.text) in {"true", "false", "null"}:
             return self._constant("a column or a value")
-        elif _fold(token.text) in _RESERVED:
-            raise self._error(f'a column (one of this name is written "{_fold(token.text)}")')
+        elif fold(token.text) in _RESERVED:
+            raise self._error(f'a column (one of this name is written "{fold(token.text)}")')
         else:
-            name = _fold(self._take().text)
+            name = fold(self._take().text)
         if self._accept_mark("."):
             raise FilterError(f'write the column\'s name alone, without "{name}." before it')
         if self._accept_mark("("):
@@ -320,16 +293,16 @@ class _Parser:
             case "string":
                 constant = Constant(token.text[1:-1].replace("''", "'"))
             case "escape":
-                constant = Constant(_unescape(token.text[2:-1]))
+                constant = Constant(unescape(token.text[2:-1]))
             case "number":
                 constant = Constant(token.text, "number")
             case "parameter":
                 constant = self._parameter(int(token.text[1:]))
             case "operator" if token.text in {"-", "+"} and self._token.kind == "number":
                 constant = Constant(token.text.replace("+", "") + self._take().text, "number")
-            case "word" if _fold(token.text) in {"true", "false"}:
-                constant = Constant(_fold(token.text)[0], "boolean")
-            case "word" if _fold(token.text) == "null":
+            case "word" if fold(token.text) in {"true", "false"}:
+                constant = Constant(fold(token.text)[0], "boolean")
+            case "word" if fold(token.text) == "null":
                 constant = Constant(None)
             case _:
                 self._index -= 1
@@ -408,9 +381,9 @@ class _Parser:
     def _type(self) -> str:
         words = [self._type_word()]
         while (
-            words[0] in _LONG_TYPES and self._token.kind == "word" and _fold(self._token.text) in _TYPE_WORDS
+            words[0] in _LONG_TYPES and self._token.kind == "word" and fold(self._token.text) in _TYPE_WORDS
         ):
-            words.append(_fold(self._take().text))
+            words.append(fold(self._take().text))
         name = " ".join(words)
         if self._accept_mark("."):
             name = f"{name}.{self._type_word()}"
@@ -426,7 +399,7 @@ class _Parser:
     def _type_word(self) -> str:
         token = self._take()
         if token.kind == "word":
-            return _fold(token.text)
+            return fold(token.text)
         if token.kind == "quoted":
             return token.text
         self._index -= 1
@@ -460,54 +433,9 @@ def _width(kind: str) -> int:
     return list(_WHOLE_TYPES).index(kind) if kind in _WHOLE_TYPES else 0
 
 
-def _tokenize(text: str) -> Iterator[_Token]:
-    position = 0
-    while True:
-        spaces = _SPACE.match(text, position)
-        position = spaces.end() if spaces else position
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise FilterError(
-                f"the filter cannot be read from character {position + 1} on: {excerpt(text[position:])}"
-            )
-        kind, found = cast("_Kind", match.lastgroup), match[0]
-        if kind == "operator":
-            # As in PostgreSQL: `a=-1` is `a = -1`, because no operator like `=-` ends in a sign.
-            while len(found) > 1 and found[-1] in "+-" and not set(found) & set("~!@#%^&|`?"):
-                found = found[:-1]
-        yield _Token(kind, found, position)
-        if kind == "end":
-            return
-        position += len(found)
-
-
-def _fold(word: str) -> str:
-    """Unquoted words have no capitals; PostgreSQL folds ASCII only."""
-    return word.encode().lower().decode()
-
-
 def _boolean(term: Term) -> Expression:
     """A boolean column as a condition."""
     return Comparison(term, "=", Constant("t", "boolean"))
-
-
-def _unescape(text: str) -> str:
-    def character(match: re.Match[str]) -> str:
-        short, long, other = match.groups()
-        if short or long:
-            code = int(short or long, 16)
-            if code > 0x10FFFF:
-                raise FilterError(rf"\U{long} is no character: the last one is \U0010FFFF")
-            return chr(code)
-        if other is None:
-            return "'"
-        if other in _ESCAPES or not other.isalnum():
-            return _ESCAPES.get(other, other)
-        raise FilterError(rf"the escape \{other} cannot be used in filters: write the character, or \uXXXX")
-
-    unescaped = _ESCAPE.sub(character, text)
-    check_text(unescaped)
-    return unescaped
 
 
 def _parameter(value: object) -> Constant:
