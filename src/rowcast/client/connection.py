@@ -46,6 +46,7 @@ class Connection:
         headers: HTTP headers for every request.
         transports: The transports allowed, best first.
         attempts: Give up after so many failed attempts in a row; None for never.
+        old_rows: Whether changes carry the whole old row (over WebSocket); for callers that do not keep rows.
         clock: Monotonic seconds.
         random: Returns a float in [0, 1).
 
@@ -62,6 +63,7 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         transports: Sequence[TransportName] = LADDER,
         attempts: int | None = None,
+        old_rows: bool = False,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random_module.random,
     ) -> None:
@@ -75,6 +77,7 @@ class Connection:
             random=random,
             attempts=attempts,
             renewable=callable(token),
+            old_rows=old_rows,
         )
         self._kicked = asyncio.Event()  # something changed that the driver must look at
         self._awaited = float("inf")  # the deadline that the driver waits for

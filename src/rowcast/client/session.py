@@ -60,6 +60,7 @@ class Session:
         random: Returns a float in [0, 1).
         attempts: Give up after so many failed attempts in a row; None for never.
         renewable: Whether the caller can get another token when the server refuses one.
+        old_rows: Whether changes carry the whole old row; for callers that do not keep rows.
 
     Attributes:
         must_disconnect: Why the caller must end the link now, or None.
@@ -73,12 +74,14 @@ class Session:
         random: Callable[[], float],
         attempts: int | None = None,
         renewable: bool = False,
+        old_rows: bool = False,
     ) -> None:
         self.must_disconnect: str | None = None
         self.needs_token = False
         self._paused = False
         self._client = client
         self._renewable = renewable
+        self._old_rows = old_rows
         self._backoff = Backoff(random, limit=attempts)
         self._output = Output()
         self._subscriptions = Subscriptions(random, self._output)
@@ -250,6 +253,8 @@ class Session:
         hello: JSONObject = {"type": "hello", "version": PROTOCOL_VERSION, "client": self._client}
         if token is not None:
             hello["token"] = token
+        if self._old_rows:
+            hello["old_rows"] = True
         entries = self._subscriptions.ask_all(now)
         room, fitting = HELLO_BYTES, 0
         while fitting < len(entries) and (room := room - len(msgspec.json.encode(entries[fitting]))) >= 0:

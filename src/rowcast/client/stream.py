@@ -111,7 +111,13 @@ async def stream(
             connection.pause_reading()
 
     connection = Connection(
-        url, sink=sink, token=token, headers=headers, transports=transports, attempts=attempts
+        url,
+        sink=sink,
+        token=token,
+        headers=headers,
+        transports=transports,
+        attempts=attempts,
+        old_rows=not snapshot,  # with a snapshot the caller has the rows
     )
     connection.subscribe(_SUBSCRIPTION, Interest(channel, filter, where, params, columns, snapshot, since))
     async with connection:
