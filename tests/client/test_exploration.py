@@ -12,7 +12,9 @@ import os
 from collections.abc import Callable
 
 import pytest
-from tests.client.exploration import (
+from tests.client.exploration import explore
+from tests.client.naive import PatchAndIgnore, SnapshotRollback
+from tests.client.world import (
     CREATE,
     DELETE,
     INSERT,
@@ -21,11 +23,8 @@ from tests.client.exploration import (
     BrokenRuleError,
     Budget,
     Client,
-    PatchAndIgnore,
     Scenario,
-    SnapshotRollback,
     Write,
-    explore,
 )
 
 INVALIDATE_A = Write("set", "a", "invalidate")
@@ -70,7 +69,7 @@ LARGE = [
 ]
 
 
-@pytest.mark.timeout(7200 if os.environ.get("ROWCAST_EXPLORE") == "large" else 120)
+@pytest.mark.timeout(7200 if os.environ.get("ROWCAST_EXPLORE") == "large" else 600)
 def test_in_every_state_no_value_goes_backwards_and_every_run_ends_with_the_databases_rows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

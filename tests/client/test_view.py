@@ -215,3 +215,21 @@ def test_a_large_view_stays_right_through_splits_and_merges(order: str) -> None:
         shown = follow(shown, view.apply(changes))
         if step % 20 == 0:
             assert shown == expected(rows, terms, 40) == view.rows
+
+
+def test_an_index_beyond_the_rows_shown_is_an_error() -> None:
+    view = View({1: {"id": 1}, 2: {"id": 2}}, limit=1)
+    assert view[0] == {"id": 1}
+    for index in (-1, 1):
+        with pytest.raises(IndexError):
+            view[index]
+
+
+def test_rows_can_leave_a_large_view_one_by_one_until_none_is_left() -> None:
+    rows: dict[Key, Row] = {number: {"id": number} for number in range(3000)}
+    view = View(rows, limit=2)
+    for number in range(3000):
+        old = rows.pop(number)
+        view.apply([RowChange(number, old, None, number)])
+        assert view.keys == [number + 1, number + 2][: len(rows)]
+    assert view.total == 0

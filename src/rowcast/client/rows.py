@@ -28,9 +28,14 @@ Before: TypeAlias = dict[Key, Row | None]
 _EPOCH_DIGITS: Final = 16
 
 
+def is_comparable(position: str, other: str) -> bool:
+    """Whether two positions are of one epoch, as far as is known (an empty one stands for none yet)."""
+    return not position or not other or position[:_EPOCH_DIGITS] == other[:_EPOCH_DIGITS]
+
+
 def is_behind(position: str, other: str) -> bool:
     """Whether a position lies before another one of the same epoch. Of another epoch's, nothing can be said."""
-    return position < other and position[:_EPOCH_DIGITS] == other[:_EPOCH_DIGITS]
+    return position < other and is_comparable(position, other)
 
 
 def canonical_text(value: object) -> str:

@@ -23,7 +23,7 @@ from rowcast.client.outputs import (
     SubscriptionChanged,
 )
 from rowcast.client.overlay import Mutation, temporary_inserts
-from rowcast.client.rows import BaseRows, Before, Key, Row, RowChange, is_behind, key_of
+from rowcast.client.rows import BaseRows, Before, Key, Row, RowChange, is_behind, is_comparable, key_of
 
 # Settled mutations are kept so that late answers find them and rejected ones can be retried.
 MAXIMUM_SETTLED: Final = 1000
@@ -185,8 +185,9 @@ class Step:
             entry.txid = txid
             if txid in contents.transactions:
                 self.confirm(entry, contents.transactions[txid])
-        if position is not None:
+        if position is not None and is_comparable(position, contents.told):
             entry.position = position
+            entry.deadline = None  # it will be passed; there is nothing to ask
             contents.settling[entry.id] = entry
 
     def invalidate(self, entry: Mutation) -> None:

@@ -199,7 +199,8 @@ class Store:
             mutation: Its id.
             now: The time.
             txid: Of the transaction, where the answer names it: that transaction's frame confirms.
-            position: One at or after the commit, where the answer names it: the stream's passing it confirms.
+            position: One at or after the commit, where the answer names it: the stream's passing it confirms. One of
+                another epoch than the stream's says nothing.
             keys: Made-up key → the server's key of new rows, where the answer names them.
         """
         contents = self._contents
@@ -210,7 +211,7 @@ class Store:
             if keys and patch.key in keys and patch.subscription in contents.rows:
                 step.rename(patch.subscription, patch.key, keys[patch.key])
         if entry is not None:
-            entry.deadline = now + self._confirm_seconds if position is None else None
+            entry.deadline = now + self._confirm_seconds
             step.name_commit(entry, txid, position)
             if entry.strategy == "invalidate" and entry.waits_for is None:
                 step.invalidate(entry)
