@@ -17,6 +17,7 @@ from rowcast.client.live import Change, LiveRows
 from rowcast.client.mutations import MUTATION_HEADER, Answer, MutationHandle, RejectedError
 from rowcast.client.outputs import MutationState, SubscriptionState
 from rowcast.client.overlay import Delete, Insert, Mutation, Strategy, Update
+from rowcast.client.rows import Row
 from rowcast.client.state import ConnectionState
 from rowcast.errors import ClientError
 
@@ -35,6 +36,7 @@ __all__ = [
     "MutationHandle",
     "MutationState",
     "RejectedError",
+    "Row",
     "ServerError",
     "Strategy",
     "SubscriptionState",
