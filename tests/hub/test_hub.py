@@ -128,7 +128,7 @@ def test_a_filter_on_a_value_that_was_not_sent_is_a_resync_not_a_guess() -> None
     filtered.watch("projects", "name=eq.a")
     everything.watch("projects")
     hub.publish([transaction(2, change(PROJECTS, "UPDATE", (b"1", MISSING, b"5"), None))], 0.0)
-    assert filtered.resyncs == [("projects", "unchanged_value", at(2))]
+    assert filtered.resyncs == [("projects", "unchanged_value", at(1))], "before the change that it is about"
     assert everything.operations() == [("UPDATE", 1)]
 
 
@@ -279,7 +279,8 @@ def test_a_resume_tells_all_subscriptions_in_one_pass() -> None:
     )
     client = Client(hub)
     wanted = [client.watch("projects", "org=eq.5"), client.watch("jobs")]
-    assert hub.replay(client.subscriber, wanted, at(1)) == {}
+    hub.replay(client.subscriber, wanted, at(1))
+    assert client.resyncs == []
     messages = client.heard()
     assert [(m["base"], m["position"], len(m["changes"]), m["confirms"]) for m in messages] == [
         (at(1), at(2), 2, ["m"]),
@@ -292,7 +293,7 @@ def test_what_the_client_has_seen_is_not_replayed() -> None:
     hub = make_hub()
     hub.publish([transaction(2, insert(1), xid=10), transaction(3, insert(2), xid=11)], 0.0)
     client = Client(hub)
-    assert hub.replay(client.subscriber, [client.watch("projects")], at(1), seen=lambda xid: xid == 10) == {}
+    hub.replay(client.subscriber, [client.watch("projects")], at(1), seen=lambda xid: xid == 10)
     assert client.operations() == [("INSERT", 2)]
 
 
@@ -309,8 +310,42 @@ def test_where_a_resume_would_be_incomplete_it_says_so() -> None:
     client = Client(hub)
     projects, jobs = client.watch("projects"), client.watch("jobs")
     named = client.watch("projects", "name=eq.a", name="named")
-    assert hub.replay(client.subscriber, [projects, jobs], at(1)) == {projects: "transaction_too_large"}
-    assert hub.replay(client.subscriber, [named], at(3)) == {named: "unchanged_value"}
+    hub.replay(client.subscriber, [projects, jobs], at(1))
+    assert client.resyncs == [("projects", "transaction_too_large", at(3))]
+    hub.replay(client.subscriber, [named], at(3))
+    assert client.resyncs[1:] == [("named", "unchanged_value", at(3))]
+
+
+def test_a_resumed_subscription_is_told_of_its_gap_before_anything_behind_it() -> None:
+    hub = make_hub()
+    hub.publish(
+        [
+            transaction(2, insert(1)),
+            Gap(at(3), "transaction_too_large", frozenset({PROJECTS.oid})),
+            transaction(4, change(JOBS, "INSERT", row(1, 1))),
+        ],
+        0.0,
+    )
+    order: list[str] = []
+
+    class Ordered(Client):
+        def _resync(self, subscription: Subscription, reason: str, after_ms: int, position: Position) -> None:
+            order.extend(message["position"] for message in self.heard())
+            order.append(f"{subscription.id}: {reason}")
+
+    client = Ordered(hub)
+    hub.replay(client.subscriber, [client.watch("projects"), client.watch("jobs")], at(1))
+    order.extend(message["position"] for message in client.heard())
+    assert order == [at(2), "projects: transaction_too_large", at(4)]
+
+
+def test_a_value_that_is_not_known_resyncs_every_subscription_to_the_shape() -> None:
+    hub = make_hub()
+    hub.publish([transaction(2, change(PROJECTS, "UPDATE", (b"1", MISSING, b"5"), None))], 0.0)
+    client = Client(hub)
+    twins = [client.watch("projects", "name=eq.a", name=name) for name in ("one", "two")]
+    hub.replay(client.subscriber, twins, at(1))
+    assert [name for name, _, _ in client.resyncs] == ["one", "two"]
 
 
 def test_a_replay_over_the_bound_is_a_resync() -> None:
@@ -320,7 +355,8 @@ def test_a_replay_over_the_bound_is_a_resync() -> None:
         hub.publish([transaction(number, insert(number, text))], 0.0)
     client = Client(hub)
     subscription = client.watch("projects")
-    assert hub.replay(client.subscriber, [subscription], at(1)) == {subscription: "log_expired"}
+    hub.replay(client.subscriber, [subscription], at(1))
+    assert client.resyncs == [("projects", "log_expired", hub.head)]
     assert client.heard() == []
 
 
@@ -377,7 +413,8 @@ def test_new_columns_reach_subscribers_with_a_resync_between() -> None:
     assert chosen.heard() == []
     client = Client(hub)
     subscription = client.watch("projects")
-    assert hub.replay(client.subscriber, [subscription], at(4)) == {subscription: "schema_changed"}
+    hub.replay(client.subscriber, [subscription], at(4))
+    assert client.resyncs == [("projects", "schema_changed", at(5))]
 
 
 def test_a_table_that_goes_ends_its_subscriptions_and_one_that_comes_is_a_channel() -> None:

@@ -146,6 +146,13 @@ def test_unsubscribe_names_an_id_or_a_channel() -> None:
     assert json.loads(client.unsubscribed("a", "projects").message) == {"type": "unsubscribed", "id": "a"}
 
 
+def test_unsubscribed_says_in_the_full_form_where_the_rest_goes_on() -> None:
+    client = session()
+    say(client, type="hello", version=1)
+    told = json.loads(client.unsubscribed("a", "projects").message)
+    assert told == {"type": "unsubscribed", "id": "a", "position": client.server.position}
+
+
 def test_a_heartbeat_is_answered_only_if_it_asks() -> None:
     client = session()
     assert say(client, type="heartbeat") == []

@@ -149,8 +149,9 @@ class Hub:
         touched: dict[Audience, None] = {}
         for event in events:
             if isinstance(event, Transaction):
+                before = self.head
                 self.log.append(event, now)
-                self._publish_transaction(event, touched)
+                self._publish_transaction(event, before, touched)
             elif isinstance(event, Progress):
                 self.log.append(event, now)
             else:
@@ -168,7 +169,9 @@ class Hub:
             audience.flush()
         touched.clear()
 
-    def _publish_transaction(self, transaction: Transaction, touched: dict[Audience, None]) -> None:
+    def _publish_transaction(
+        self, transaction: Transaction, before: Position, touched: dict[Audience, None]
+    ) -> None:
         self.transactions += 1
         self.changes += len(transaction.changes)
         parts: dict[Audience, list[bytes]] = {}
@@ -198,6 +201,10 @@ class Hub:
         if transaction.confirms:
             for audience in self._confirmed:
                 parts.setdefault(audience, [])
+        if unknown:
+            # Before the transaction, which says that everything up to its position has been told.
+            self._flush(touched)
+            self.resync_shapes(unknown, "unchanged_value", before)
         if parts:
             header = TransactionHeader.of(transaction)
             for audience, fragments in parts.items():
@@ -206,9 +213,6 @@ class Hub:
                 )
                 audience.last = transaction.position
                 touched[audience] = None
-        if unknown:
-            self._flush(touched)
-            self.resync_shapes(unknown, "unchanged_value", transaction.position)
 
     def _publish_gap(self, gap: Gap, now: float) -> None:
         if gap.tables is None or epoch_of(gap.position) != epoch_of(self.log.head):
@@ -286,64 +290,71 @@ class Hub:
         since: Position,
         *,
         seen: Callable[[int], bool] | None = None,
-    ) -> dict[Subscription, str]:
+    ) -> None:
         """Send what subscriptions missed after `since`, all of them in one pass, transaction by transaction.
+
+        One that cannot be resumed after all is told to resync, at the place in the stream where that shows: what
+        comes after it speaks for the others only.
 
         Args:
             since: A position that `resumable` accepts.
             seen: Whether the client has a transaction already, by its id.
-
-        Returns:
-            The subscriptions that cannot be resumed after all, with the reason; the caller tells them to resync.
         """
         entries = self.log.after(since)
         assert entries is not None
         active = dict.fromkeys(subscriptions)
-        refused: dict[Subscription, str] = {}
         base, size, parts = since, 0, list[bytes]()
+
+        def refuse(refused: Iterable[Subscription], reason: str, position: Position) -> None:
+            for subscription in refused:
+                del active[subscription]
+                if parts:
+                    subscriber.sink.send(b"".join(parts))
+                    parts.clear()
+                self.resync(subscriber, subscription, reason, position)
+
         for entry in entries:
             if isinstance(entry, Gap):
-                for subscription in list(active):
-                    if entry.tables is None or subscription.shape.table.oid in entry.tables:
-                        refused[subscription] = entry.reason
-                        del active[subscription]
+                tables = entry.tables
+                lost = [each for each in active if tables is None or each.shape.table.oid in tables]
+                refuse(lost, entry.reason, entry.position)
                 continue
             if seen is not None and seen(entry.xid):
                 continue
-            fragments = self._replay_fragments(entry, active, refused)
+            fragments, unknown = self._replay_fragments(entry, active)
+            refuse(unknown, "unchanged_value", base)
             if fragments or (entry.confirms and subscriber.form.tells_confirms):
                 header = TransactionHeader.of(entry)
                 parts.append(subscriber.form.transaction(header, base, fragments, subscriber.framing))
                 base = entry.position
                 size += len(parts[-1])
                 if size > MAX_REPLAY_BYTES:
-                    return refused | dict.fromkeys(active, "log_expired")
+                    parts.clear()
+                    refuse(list(active), "log_expired", self.head)
+                    return
         if parts:
             subscriber.sink.send(b"".join(parts))
-        return refused
 
     @staticmethod
     def _replay_fragments(
-        transaction: Transaction, active: dict[Subscription, None], refused: dict[Subscription, str]
-    ) -> list[bytes]:
+        transaction: Transaction, active: Iterable[Subscription]
+    ) -> tuple[list[bytes], list[Subscription]]:
+        """A transaction's changes for these subscriptions, and those for which one of them is not known."""
+        outlets: dict[Outlet, list[Subscription]] = {}
+        for subscription in active:
+            outlets.setdefault(subscription.outlet, []).append(subscription)
         fragments: list[bytes] = []
+        unknown: list[Subscription] = []
         for change in transaction.changes:
-            outlets: dict[Outlet, None] = {}
-            for subscription in list(active):
-                shape = subscription.shape
-                if shape.table.oid != change.table.oid or subscription.outlet in outlets:
-                    continue
-                outlets[subscription.outlet] = None
-                effect = shape.effect(change)
+            for outlet in list(outlets):
+                shape = outlet.shape
+                effect = shape.effect(change) if shape.table.oid == change.table.oid else None
                 if effect == "UNKNOWN":
-                    refused[subscription] = "unchanged_value"
-                    del active[subscription]
+                    unknown.extend(outlets.pop(outlet))
                 elif effect is not None:
                     piece = EncodedChange(change, shape.projection, transaction.position)
-                    fragments.append(
-                        subscription.outlet.form.change(subscription.outlet.prefix, effect, piece)
-                    )
-        return fragments
+                    fragments.append(outlet.form.change(outlet.prefix, effect, piece))
+        return fragments, unknown
 
     def unsubscribe(self, subscriber: Subscriber, subscription_id: str) -> Subscription:
         """End a subscription.

@@ -338,8 +338,10 @@ class NativeSession:
     def unsubscribed(self, name: str, channel: str | None) -> Reply:
         """The subscription has ended. `channel` is None where it had not begun yet."""
         self.subscriptions.discard(name)
-        named_by_channel = self.form != "full" and channel in (None, name)
-        return _reply("unsubscribed", **{"channel" if named_by_channel else "id": name})
+        if self.form == "full":
+            # Fewer subscriptions have another stream: its next transaction builds on the position given here.
+            return _reply("unsubscribed", id=name, position=self.server.position)
+        return _reply("unsubscribed", **{"channel" if channel in {None, name} else "id": name})
 
     def resync(self, subscription: Subscription, reason: str, after_ms: int, position: Position) -> Reply:
         """A stretch of this subscription's stream is lost."""

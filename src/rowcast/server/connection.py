@@ -185,8 +185,10 @@ class ClientConnection:
         for subscription, reason in lost:
             hub.resync(subscriber, subscription, reason, hub.head)
         if since is not None:
-            for subscription, reason in hub.replay(subscriber, resumed, since).items():
-                hub.resync(subscriber, subscription, reason, hub.head)
+            hub.replay(subscriber, resumed, since)
+            if self.session.form == "full":
+                # The next transaction builds on the head, wherever the replay has ended.
+                self.reply(self.session.heartbeat())
         for wish, subscription in begun:
             if wish.snapshot:
                 self.service.snapshots.deliver(self, subscription)

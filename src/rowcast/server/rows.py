@@ -173,8 +173,7 @@ async def _changed(service: Service, request: Request, known: Position, wait_sec
     subscriber = Subscriber(bell, PLAIN, LINE, bell.ring, bell.ring)
     subscription = hub.subscribe(subscriber, request)
     try:
-        if hub.replay(subscriber, [subscription], known):
-            return True
+        hub.replay(subscriber, [subscription], known)
         if wait_seconds and not bell.rung.is_set():
             try:
                 async with asyncio.timeout(wait_seconds):

@@ -592,10 +592,9 @@ class _PlainDelivery(_Delivery):
         assert snapshot.corrections is not None
         assert snapshot.visibility is not None
         start = snapshot.corrections.unseen_from or hub.head
-        refused: dict[Subscription, str] = {self.subscription: "log_expired"}
         if start >= hub.log.floor:
-            refused = hub.replay(subscriber, [self.subscription], start, seen=snapshot.visibility.sees)
+            hub.replay(subscriber, [self.subscription], start, seen=snapshot.visibility.sees)
+        else:
+            hub.resync(subscriber, self.subscription, "log_expired", hub.head)
         hub.activate(subscriber, self.subscription)
-        for subscription, reason in refused.items():
-            hub.resync(subscriber, subscription, reason, hub.head)
         self.connection.reply(self.connection.session.snapshot_end(self.subscription))
