@@ -130,23 +130,12 @@ class EventStreamLink:
 
     async def _take(self, frame: JSONObject, name: str) -> None:
         kind = frame.get("type")
-        if kind in _NAMED:
-            frame["id"] = name
         if kind == "welcome":
             if self._welcomed:
-                return
+                return  # each stream has one, and the session waits for the first
             self._welcomed = True
-        elif not self._welcomed and "position" in frame:
-            # A stream has no handshake, and the session waits for one.
-            self._welcomed = True
-            position = frame["position"]
-            welcome = {
-                "type": "welcome",
-                "epoch": position[:16],
-                "position": position,
-                "heartbeat_seconds": 15.0,
-            }
-            await self._frames.put((welcome, name))
+        elif kind in _NAMED:
+            frame["id"] = name  # over a stream of its own the server calls it by its channel
         await self._frames.put((frame, name))
 
 
