@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString, cast
 
@@ -102,10 +102,11 @@ class SnapshotReader:
                     row = await cursor.fetchone()
                     assert row is not None
                     visibility = Visibility.parse(row[0])
-                    added = await _added_by(connection, table, self._publication)
-                    whole = not any(xid < added for xid in visibility.running)
+                    whole = await _has_all_writers(connection, table, self._publication, visibility)
                     if whole and await _sees_the_dropped(connection, visibility, newest_evicted_xid):
-                        yield visibility, _rows(connection, table, bound)
+                        # Closed before the transaction: a COPY that was left in its middle holds the connection.
+                        async with aclosing(_rows(connection, table, bound)) as rows:
+                            yield visibility, rows
                         return
                 await asyncio.sleep(_RETRY_SECONDS)
 
@@ -159,11 +160,31 @@ WHERE p.pubname = %s AND (p.puballtables OR r.prrelid IS NOT NULL)
 """
 
 
-async def _added_by(connection: psycopg.AsyncConnection[Any], table: Table, publication: str) -> int:
-    """The transaction that added a table to the publication (step 5); 0 where that is long ago or not known."""
+# Who has written to a table holds this lock on it to its end.
+_WRITERS: Final = """
+SELECT DISTINCT pg_snapshot_xmax(pg_current_snapshot())::text::bigint - age(x.transactionid)
+FROM pg_locks l JOIN pg_locks x ON x.virtualtransaction = l.virtualtransaction AND x.locktype = 'transactionid'
+WHERE l.locktype = 'relation' AND l.relation = %s AND l.mode = 'RowExclusiveLock' AND x.mode = 'ExclusiveLock'
+AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+async def _has_all_writers(
+    connection: psycopg.AsyncConnection[Any], table: Table, publication: str, visibility: Visibility
+) -> bool:
+    """Step 5: whether nobody still writes to the table who began before it was added to the publication."""
     cursor = await connection.execute(_ADDED_BY, (table.oid, publication))
     row = await cursor.fetchone()
-    return 0 if row is None else int(row[0])
+    added = 0 if row is None else int(row[0])
+    older = [xid for xid in visibility.running if xid < added]
+    if not older:
+        return True
+    # A transaction of that age ran, perhaps elsewhere. Who holds the table may have written before; who has ended
+    # since S was taken, too. Asked in this order, so that none slips through between the two questions.
+    cursor = await connection.execute(_WRITERS, (table.oid,))
+    if any(int(xid) < added for (xid,) in await cursor.fetchall()):
+        return False
+    return not await _any_has_committed(connection, older)
 
 
 async def _sees_the_dropped(
@@ -173,19 +194,21 @@ async def _sees_the_dropped(
     if newest_evicted_xid >= visibility.xmax:
         return False
     suspects = [xid for xid in visibility.running if xid <= newest_evicted_xid]
-    if not suspects:
-        return True
+    return not suspects or not await _any_has_committed(connection, suspects)
+
+
+async def _any_has_committed(connection: psycopg.AsyncConnection[Any], xids: list[int]) -> bool:
     cursor = await connection.execute(
         "SELECT bool_or(pg_xact_status(xid::text::xid8) = 'committed') FROM unnest(%s::bigint[]) AS xid",
-        (suspects,),
+        (xids,),
     )
     row = await cursor.fetchone()
-    return row is None or not row[0]
+    return row is not None and row[0] is True
 
 
 async def _rows(
     connection: psycopg.AsyncConnection[Any], table: Table, bound: BoundFilter | None
-) -> AsyncIterator[list[Row]]:
+) -> AsyncGenerator[list[Row]]:
     query = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
         sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns),
         sql.Identifier(table.schema, table.name),

@@ -104,13 +104,13 @@ class RowsEndpoint:
         if "params" in query:
             fields["params"] = _decode(query["params"])
         request = parse_request(fields)
-        shape = service.hub.describe(request)
+        service.hub.describe(request)  # refuses what does not fit
         known = _known(http.headers.get("if-none-match"))
         if known is not None:
             wait = min(_number(query.get("wait"), "wait") or 0.0, _MAX_WAIT_SECONDS)
             if not await _changed(service, request, known, wait):
                 return Response(status_code=304, headers={"etag": f'"{known}"'})
-        frozen = await service.snapshots.frozen(shape)
+        frozen = await service.snapshots.frozen(request)
         if limit:
             pages = _Pages(frozen.position, frozen.batches(), [], 0, service.now())
             return self._page(service, pages, int(limit))

@@ -21,7 +21,7 @@ import msgspec
 import psycopg
 
 from rowcast.errors import CaptureError, ProtocolError
-from rowcast.hub import Hub, Shape, Subscription
+from rowcast.hub import Hub, Request, Shape, Subscription
 from rowcast.hub.shape import EncodedChange, ShapeKey
 from rowcast.model import MISSING, Change, Gap, Position, Row
 from rowcast.protocol.forms import PLAIN
@@ -107,6 +107,8 @@ class Corrections:
                 self.unseen_from = self.unseen_from or self.folded
                 for change in entry.changes:
                     if change.table.oid == table.oid:
+                        if change.table is not table:
+                            raise _Overtaken  # its columns have changed
                         self._apply(change, entry.position)
         self.folded = hub.head
 
@@ -388,18 +390,21 @@ class Snapshots:
         corrections.fold(hub)
         snapshot.complete = True
 
-    async def frozen(self, shape: Shape) -> FrozenRows:
-        """The exact rows of a shape at the stream's head.
+    async def frozen(self, request: Request) -> FrozenRows:
+        """The exact rows of what a request means, at the stream's head.
 
         Raises:
-            ProtocolError: They could not be read; its text says why.
+            ProtocolError: The request does not fit any table, or the rows could not be read; its text says why.
         """
         while True:
+            shape = self.hub.describe(request)
             snapshot = self.get(shape)
             while not snapshot.complete and snapshot.error is None:
                 changed = asyncio.Event()
                 snapshot.waiting[changed.set] = None
                 await changed.wait()
+            if self.hub.tables.get(shape.table.oid) is not shape.table:
+                continue  # its columns have changed meanwhile
             if snapshot.error is not None:
                 raise ProtocolError("snapshot_failed", snapshot.error)
             assert snapshot.corrections is not None
