@@ -15,8 +15,6 @@ from playwright.sync_api import Browser, expect
 from tests.demo.conftest import browser  # noqa: F401 - a fixture
 from tests.examples.conftest import free_port
 
-from rowcast.testing import EmbeddedPostgres
-
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 
 ROOT = Path(__file__).parents[1]
