@@ -170,3 +170,27 @@ def test_a_transaction_over_the_bound_is_answered_by_a_resync_in_bounded_memory(
         with Path(f"/proc/{process.pid}/status").open() as status:
             peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
         assert peak < 200_000, f"{peak} kB"
+
+
+def test_a_client_that_was_away_resumes_over_a_deploy(own_postgres: EmbeddedPostgres) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with serve(own_postgres.dsn(), port) as process:
+        process.until_ready()
+        with Process("tail", url, "steps", "--json") as tail:
+            position = tail.message(lambda message: message.get("type") == "subscribed")["position"]
+        with (
+            Process("tail", url, "steps", "--json") as witness,
+            psycopg.connect(own_postgres.dsn(), autocommit=True) as connection,
+        ):
+            witness.message(lambda message: message.get("type") == "subscribed")
+            for number in range(1, 51):
+                connection.execute("INSERT INTO steps VALUES (%s, 'before')", (number,))
+            assert [witness.change()["new"]["id"] for _ in range(50)] == list(range(1, 51))
+        assert process.end(signal.SIGTERM) == 0
+    with serve(own_postgres.dsn(), port) as process:
+        process.until_ready()
+        with Process("tail", url, "steps", "--json", "--from", position) as tail:
+            messages = heard(tail, 50)
+    assert [message["new"]["id"] for message in messages if "op" in message] == list(range(1, 51))
+    assert not [message for message in messages if message.get("type") == "resync"]
