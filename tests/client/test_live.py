@@ -295,6 +295,30 @@ class TestChanges:
             handed[0]()
             assert len(told) == 1
 
+    async def test_a_way_to_another_thread_that_is_closed_harms_nobody(
+        self, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def closed(callback: object) -> None:
+            raise RuntimeError("the window is closed")
+
+        async with connect(scripted.url) as rc, rc.live("projects") as projects:
+            projects.on_change(print, via=closed)
+            await scripted.commit(("INSERT", "projects", {"id": 1}))
+            await until(lambda: len(projects) == 1)
+        assert "the window is closed" in caplog.text
+
+    async def test_a_row_that_does_not_fit_the_type_is_an_error_where_changes_are_read(
+        self, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with connect(scripted.url) as rc, rc.live("projects", type=ProjectStruct) as projects:
+            async with aclosing(projects.changes()) as changes:
+                await anext(changes)
+                await scripted.commit(("INSERT", "projects", {"id": 1, "name": None}))
+                with pytest.raises(ClientError, match="does not fit the type ProjectStruct"):
+                    await anext(changes)
+            assert rc.state.status == "connected"
+        assert "a change cannot be told" in caplog.text
+
     async def test_changes_end_when_the_rows_are_closed(self, scripted: ScriptedServer) -> None:
         async with connect(scripted.url) as rc:
             projects = await rc.live("projects").ready()
