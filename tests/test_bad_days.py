@@ -23,7 +23,8 @@ pytestmark = pytest.mark.process
 @pytest.fixture
 def own_postgres() -> Iterator[EmbeddedPostgres]:
     """A cluster for one test, to be killed."""
-    with EmbeddedPostgres() as server:
+    # A short time-out makes the capture report twice a second what it has acknowledged.
+    with EmbeddedPostgres(settings={"wal_sender_timeout": "2s"}) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute("CREATE TABLE steps (id bigint PRIMARY KEY, body text)")
         install(server.dsn(), ["steps"])
@@ -187,6 +188,9 @@ def test_a_client_that_was_away_resumes_over_a_deploy(own_postgres: EmbeddedPost
             for number in range(1, 51):
                 connection.execute("INSERT INTO steps VALUES (%s, 'before')", (number,))
             assert [witness.change()["new"]["id"] for _ in range(50)] == list(range(1, 51))
+            row = connection.execute("SELECT pg_current_wal_lsn()").fetchone()
+            reported = "SELECT coalesce(max(write_lsn), '0/0') >= %s FROM pg_stat_replication"
+            eventually(lambda: connection.execute(reported, row).fetchone() == (True,), bool)
         assert process.end(signal.SIGTERM) == 0
     with serve(own_postgres.dsn(), port) as process:
         process.until_ready()
