@@ -193,6 +193,20 @@ class TestSteps:
         assert store.receive(strangers) == []
         assert dict(store.rows("p")) == {1: row(1)}
 
+    def test_what_a_subscription_has_been_told_is_not_applied_again_whoever_tells_it(self) -> None:
+        """The session sees to it; the store does not rely on that."""
+        store = live("p", rows=[row(1)])
+        store.receive([transaction(3, {"p": [put(row(1, "x"))]})])
+        for number in (1, 2, 3):
+            assert store.receive([transaction(number, {"p": [gone(1)]})]) == []
+        assert store.row("p", 1) == row(1, "x")
+
+    def test_the_reason_of_an_old_trouble_is_not_told_with_a_new_one(self) -> None:
+        store = live("p", rows=[row(1)])
+        store.receive([Resync("p", "slow_client", at(5)), snapshot("p", [row(1)], 5)])
+        outputs = store.receive([StateChanged(ConnectionState("reconnecting"))])
+        assert outputs == [SubscriptionChanged("p", "stale", "disconnected")]
+
     def test_a_truncate_of_rows_without_a_key_forgets_their_copies(self) -> None:
         store = Store()
         store.add("p")

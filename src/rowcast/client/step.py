@@ -249,11 +249,11 @@ class Step:
         outputs.extend(map(Ready, self._first))
         for known in self._dirty.values():
             state = known.present_state()
+            if state == "live":
+                known.reason = ""
             if state != known.state:
                 known.state = state
-                outputs.append(
-                    SubscriptionChanged(known.name, state, "" if state == "live" else known.reason)
-                )
+                outputs.append(SubscriptionChanged(known.name, state, known.reason))
         return outputs + self._news
 
     # Details.
