@@ -27,6 +27,7 @@ and a row from the stream are byte-equal.
 from __future__ import annotations
 
 import asyncio
+import selectors
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ from typing import Any, Final, LiteralString, cast
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
+from rowcast.capture.connection import sever
 from rowcast.filters import BoundFilter
 from rowcast.model import Row, Table
 from rowcast.values import parse_copy_line, session_options
@@ -44,6 +47,9 @@ _RETRY_SECONDS: Final = 0.02
 # Readings at a time, so that a crowd of different shapes does not take all of the database's connections.
 _CONCURRENT: Final = 4
 _CONNECT_SECONDS: Final = 10
+# After so long without a row it is asked whether the server is still at it. Rows come within milliseconds, unless a
+# filter has to go through a large table first.
+SILENCE_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,14 @@ class Visibility:
     def sees(self, xid: int) -> bool:
         """Whether a committed transaction's effects are in the snapshot."""
         return xid < self.xmin or (xid < self.xmax and xid not in self.running)
+
+
+@dataclass(slots=True)
+class _Life:
+    """Signs of life from a connection: what has come, and the server's process at its other end, once known."""
+
+    heard: int = 0
+    pid: int | None = None
 
 
 class SnapshotReader:
@@ -94,18 +108,19 @@ class SnapshotReader:
         Raises:
             psycopg.Error: The rows cannot be read.
         """
-        async with self._slots, self._connection() as connection:
+        async with self._slots, self._connection() as (connection, life):
             while True:
                 async with connection.transaction():
                     await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    cursor = await connection.execute("SELECT pg_current_snapshot()::text")
+                    cursor = await connection.execute("SELECT pg_current_snapshot()::text, pg_backend_pid()")
                     row = await cursor.fetchone()
                     assert row is not None
                     visibility = Visibility.parse(row[0])
+                    life.pid = row[1]
                     whole = await _has_all_writers(connection, table, self._publication, visibility)
                     if whole and await _sees_the_dropped(connection, visibility, newest_evicted_xid):
                         # Closed before the transaction: a COPY that was left in its middle holds the connection.
-                        async with aclosing(_rows(connection, table, bound)) as rows:
+                        async with aclosing(_rows(connection, table, bound, life)) as rows:
                             yield visibility, rows
                         return
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -116,23 +131,69 @@ class SnapshotReader:
         Raises:
             psycopg.Error: The database does not answer.
         """
-        async with self._connection() as connection:
+        async with self._connection() as (connection, _):
             cursor = await connection.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text")
             row = await cursor.fetchone()
             assert row is not None
             return int(row[0]) - 1
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
-        connection = self._idle.pop() if self._idle else await self._connect()
+    async def _connection(self) -> AsyncGenerator[tuple[psycopg.AsyncConnection[Any], _Life]]:
+        connection = self._take_idle() or await self._connect()
+        life = _Life()
+        watching = asyncio.create_task(self._watch(connection, life), name="rowcast snapshot watch")
         try:
-            if connection.closed:
-                connection = await self._connect()
-            yield connection
+            yield connection, life
         except BaseException:
+            sever(connection)  # an end in good order would wait for the server's answer, which may never come
             await connection.close()
             raise
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
         self._idle.append(connection)
+
+    def _take_idle(self) -> psycopg.AsyncConnection[Any] | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                with selectors.DefaultSelector() as selector:
+                    selector.register(connection.fileno(), selectors.EVENT_READ)
+                    if not selector.select(0):
+                        return connection
+                # Nothing was asked, so what has arrived is the server's farewell.
+                connection.pgconn.finish()
+        return None
+
+    async def _watch(self, connection: psycopg.AsyncConnection[Any], life: _Life) -> None:
+        """End a connection that nothing comes from although the server is not working for it."""
+        while True:
+            heard = life.heard
+            await asyncio.sleep(SILENCE_SECONDS)
+            waiting = connection.pgconn.transaction_status == TransactionStatus.ACTIVE
+            if not waiting or life.heard != heard or (life.pid and await self._works(life.pid)):
+                continue
+            sever(connection)
+            return
+
+    async def _works(self, pid: int) -> bool:
+        """Whether a process of the server is in the middle of a statement."""
+        try:
+            connection = await self._connect()
+        except psycopg.OperationalError:
+            return False
+        too_late = asyncio.get_running_loop().call_later(SILENCE_SECONDS, sever, connection)
+        try:
+            cursor = await connection.execute(
+                "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'", (pid,)
+            )
+            return cursor.rowcount > 0
+        except psycopg.OperationalError:
+            return False
+        finally:
+            too_late.cancel()
+            sever(connection)
+            await connection.close()
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         return await psycopg.AsyncConnection.connect(
@@ -141,6 +202,9 @@ class SnapshotReader:
             options=session_options(),
             application_name="rowcast snapshot",
             connect_timeout=_CONNECT_SECONDS,
+            keepalives_idle=_CONNECT_SECONDS,
+            keepalives_interval=_CONNECT_SECONDS,
+            keepalives_count=3,
             prepare_threshold=None,  # a pooler in transaction mode has no place for prepared statements
         )
 
@@ -207,7 +271,7 @@ async def _any_has_committed(connection: psycopg.AsyncConnection[Any], xids: lis
 
 
 async def _rows(
-    connection: psycopg.AsyncConnection[Any], table: Table, bound: BoundFilter | None
+    connection: psycopg.AsyncConnection[Any], table: Table, bound: BoundFilter | None, life: _Life
 ) -> AsyncGenerator[list[Row]]:
     query = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
         sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns),
@@ -219,6 +283,7 @@ async def _rows(
     size = 0
     async with connection.cursor() as cursor, cursor.copy(query) as copy:
         async for line in copy:
+            life.heard += 1
             data = bytes(line)
             rows.append(parse_copy_line(data.removesuffix(b"\n")))
             size += len(data)

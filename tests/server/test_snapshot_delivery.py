@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import psycopg
-from websockets.asyncio.client import connect
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from websockets.asyncio.client import ClientConnection, connect
 
+from rowcast import snapshot
 from rowcast.capture.install import install
 from rowcast.server import Rowcast
 from rowcast.settings import Settings
+from rowcast.testing.proxy import FaultProxy
 from rowcast.testing.server import running
 
 _ROWS = 6000  # of 2 kB: more than the sockets take while nobody reads
@@ -50,3 +55,71 @@ async def test_chunks_of_two_subscriptions_to_one_shape_are_not_mixed(
                     assert message["chunk"] == chunk, "chunks of another delivery came between"
                 rows.update((row["id"], row) for row in message["rows"])
         assert sorted(rows) == list(range(1, _ROWS + 1))
+
+
+async def snapshot_of(client: ClientConnection, name: str, channel: str) -> dict[str, Any]:
+    """Subscribe; the error, or the snapshot's last chunk."""
+    wish = {"type": "subscribe", "id": name, "channel": channel, "snapshot": True}
+    await client.send(json.dumps(wish))
+    while True:
+        message: dict[str, Any] = json.loads(await client.recv())
+        if message["type"] == "error" or message.get("last"):
+            return message
+
+
+async def test_a_snapshot_over_a_connection_that_died_in_silence_fails_and_the_next_one_does_not(
+    dsn: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "SILENCE_SECONDS", 0.2)
+    connection.execute("CREATE TABLE one (id bigint PRIMARY KEY)")
+    connection.execute("CREATE TABLE two (id bigint PRIMARY KEY)")
+    install(dsn, ["one", "two"])
+    async with FaultProxy(int(str(conninfo_to_dict(dsn)["port"]))) as link:
+        through = f"{dsn.rsplit(':', 1)[0]}:{link.port}/{dsn.rsplit('/', 1)[1]}"
+        settings = Settings(database_url=through, database_url_direct=dsn, port=0)
+        async with running(Rowcast(settings)) as addresses, connect(addresses.websocket) as client:
+            await client.send(json.dumps({"type": "hello", "version": 1}))
+            assert (await snapshot_of(client, "1", "one"))["type"] == "snapshot"
+            link.half_open()
+            link.resume()
+            failed = await snapshot_of(client, "2", "two")
+            assert (failed["id"], failed["code"]) == ("2", "snapshot_failed")
+            assert (await snapshot_of(client, "3", "two"))["type"] == "snapshot"
+
+
+async def test_a_query_that_takes_long_to_find_its_first_row_is_waited_for(
+    dsn: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "SILENCE_SECONDS", 0.1)
+    connection.execute("CREATE TABLE items (id bigint PRIMARY KEY)")
+    install(dsn, ["items"])
+    settings = Settings(database_url=dsn, port=0)
+    async with running(Rowcast(settings)) as addresses, connect(addresses.websocket) as client:
+        await client.send(json.dumps({"type": "hello", "version": 1}))
+        with psycopg.connect(dsn) as other:
+            # Who reads waits for this lock, and the server's process is at it all the time.
+            other.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
+            wish = {"type": "subscribe", "id": "s", "channel": "items", "snapshot": True}
+            await client.send(json.dumps(wish))
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'rowcast snapshot' AND wait_event_type = 'Lock'"
+            async with asyncio.timeout(20):
+                while not connection.execute(waiting).fetchone():  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)  # it looks several times, and leaves it alone
+        while (message := json.loads(await client.recv()))["type"] != "snapshot":
+            assert message["type"] != "error", message
+
+
+async def test_a_snapshot_after_a_restart_of_the_database_does_not_take_a_dead_connection(
+    dsn: str, connection: psycopg.Connection
+) -> None:
+    connection.execute("CREATE TABLE one (id bigint PRIMARY KEY)")
+    connection.execute("CREATE TABLE two (id bigint PRIMARY KEY)")
+    install(dsn, ["one", "two"])
+    settings = Settings(database_url=dsn, port=0)
+    async with running(Rowcast(settings)) as addresses, connect(addresses.websocket) as client:
+        await client.send(json.dumps({"type": "hello", "version": 1}))
+        assert (await snapshot_of(client, "1", "one"))["type"] == "snapshot"
+        ours = "FROM pg_stat_activity WHERE application_name = 'rowcast snapshot' AND datname = current_database()"
+        connection.execute(f"SELECT pg_terminate_backend(pid, 5000) {ours}".encode())
+        assert (await snapshot_of(client, "2", "two"))["type"] == "snapshot"
