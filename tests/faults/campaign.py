@@ -61,7 +61,6 @@ class Report:
     commits: int = 0
     states: int = 0
     snapshots: int = 0
-    gaps: int = 0
     acts: Counter[str] = field(default_factory=Counter)
     resyncs: Counter[str] = field(default_factory=Counter)
 
@@ -69,7 +68,6 @@ class Report:
         self.commits += other.commits
         self.states += other.states
         self.snapshots += other.snapshots
-        self.gaps += other.gaps
         self.acts += other.acts
         self.resyncs += other.resyncs
 
@@ -338,8 +336,6 @@ class Round:
                     journal.verify_end(oracle)
                 self.report.resyncs += journal.resyncs
                 journal.resyncs.clear()
-            self.report.gaps += client.gaps
-            client.gaps = 0
 
     @property
     def _server_lock(self) -> asyncio.Lock:

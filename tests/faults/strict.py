@@ -1,14 +1,14 @@
 """A client that follows docs/protocol.md to the letter and keeps a journal of everything that it showed.
 
 The one rule of this room: nothing here uses Rowcast, and nothing is forgiven: a frame that contradicts the page
-fails the campaign, and a `base` beyond what was told is counted and answered by resuming, as the page says.
+fails the campaign, and so does a `base` beyond what was told, for nothing is lost on a connection that holds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -59,11 +59,11 @@ class StrictClient:
         self.name = name
         self.url = url
         self.subscriptions = [Subscription(journal) for journal in journals]
-        self.gaps = 0
         self.told = ""  # the position of this connection, raised by every frame
         self.connects = 0
         self.failure: BaseException | None = None
         self.log: list[str] = []
+        self._recent: deque[str] = deque(maxlen=12)
         self._names = 0
         self._reading = asyncio.Event()
         self._reading.set()
@@ -199,13 +199,14 @@ class StrictClient:
         await link.send(json.dumps({"type": "unsubscribe", "id": wire}))
 
     async def _receive(self, link: ClientConnection, message: dict[str, Any]) -> None:
+        self._recent.append(f"{message['type']} {message.get('id', '')} {message.get('position', '')}")
         match message["type"]:
             case "subscribed":
                 self._subscribed(message)
             case "snapshot":
                 self._snapshot(message)
             case "transaction":
-                await self._transaction(link, message)
+                self._transaction(message)
             case "heartbeat":
                 for each in self.subscriptions:
                     if each.shape is not None:
@@ -291,13 +292,12 @@ class StrictClient:
             if at > position:
                 journal.apply(at, changes, txid)
 
-    async def _transaction(self, link: ClientConnection, message: dict[str, Any]) -> None:
+    def _transaction(self, message: dict[str, Any]) -> None:
         position = message["position"]
         if message["base"] > self.told:
-            self.gaps += 1
-            self.log.append(f"{self.name}: base {message['base']} beyond {self.told}")
-            await link.close()
-            return
+            raise WrongError(
+                f"{self.name}: base {message['base']} lies beyond {self.told}, after {list(self._recent)}"
+            )
         for each in self.subscriptions:
             if each.shape is None:
                 continue
