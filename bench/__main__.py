@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from bench import capture, fanout, latency, machine, memory, routing, snapshots, start
+from bench import capture, client, fanout, latency, machine, memory, routing, snapshots, start
 from bench.deployment import Database
 from bench.report import Section
 
@@ -34,6 +34,7 @@ _PARTS: Final[dict[str, _Measure]] = {
     **({"commits": _commit_cost} if importlib.util.find_spec("bench.commit_cost") else {}),
     "routing": lambda _: routing.measure(),
     "snapshots": snapshots.measure,
+    "client": lambda _: client.measure(),
     "start": lambda _: start.measure(),
 }
 
