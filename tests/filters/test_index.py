@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import sys
-import time
 import tracemalloc
-from collections.abc import Iterable
-from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -179,20 +175,8 @@ def test_match_needs_to_know_and_partition_tells_what_is_not_known() -> None:
     assert sorted(unknown) == ["a = 1", "a = 2 AND b = 'x'", "a > 5"]
 
 
-def _seconds_per_match(index: FilterIndex[Any], rows: Iterable[Row]) -> float:
-    best = float("inf")
-    rows = list(rows)
-    for _ in range(7):
-        start = time.perf_counter()
-        for row in rows:
-            index.match(row)
-        best = min(best, (time.perf_counter() - start) / len(rows))
-    return best
-
-
-def test_with_100_000_filters_a_row_costs_at_most_twice_what_it_costs_with_one() -> None:
-    one, many = FilterIndex[int](), FilterIndex[int]()
-    one.add(bind(equality("a", "0"), _TABLE), 0)
+def test_a_hundred_thousand_filters_are_found_without_a_look_at_each() -> None:
+    many = FilterIndex[int]()
     tracemalloc.start()
     filters = [bind(equality("a", str(number)), _TABLE) for number in range(20_000)]
     for number, bound in enumerate(filters):
@@ -201,13 +185,10 @@ def test_with_100_000_filters_a_row_costs_at_most_twice_what_it_costs_with_one()
     tracemalloc.stop()
     for number in range(20_000, 100_000):
         many.add(bind(equality("a", str(number)), _TABLE), number)
-    rows = [_row(str(random.randrange(100_000)).encode()) for _ in range(5_000)]
-    gc.collect()
-    # A busy machine takes the caches away, which the large index misses more than the small one: the best try counts.
-    ratios = (_seconds_per_match(many, rows) / _seconds_per_match(one, rows) for _ in range(10))
-    assert any(ratio < 2 for ratio in ratios)
-    assert bytes_per_filter < 2 * 2**30 / 1_000_000
-    assert sum(map(len, map(many.match, rows))) == len(rows)
+    assert many.linear == 0
+    assert bytes_per_filter < 2 * 2**30 / 1_000_000, "a million of them fit in 2 GB"
+    for number in random.sample(range(100_000), 1_000):
+        assert many.match(_row(str(number).encode())) == [number]
 
 
 def test_handles_may_be_any_hashable_object() -> None:

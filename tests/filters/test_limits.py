@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from tests.filters.tables import table
 
@@ -13,6 +11,10 @@ from rowcast.filters.limits import MAX_CONDITIONS, MAX_CONSTANTS, MAX_DEPTH, MAX
 from rowcast.filters.regular import regular
 
 _TABLE = table({"a": "int", "b": "text", "j": "jsonb"})
+
+
+# Quadratic or worse would take minutes here: a watchdog, not a measurement.
+pytestmark = pytest.mark.timeout(30)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +48,9 @@ def test_a_filter_in_postgrest_form_is_bounded(text: str, message: str) -> None:
 
 
 def test_filters_within_the_bounds_are_bound_in_a_moment() -> None:
-    start = time.perf_counter()
     bind(parse_sql(f"a IN ({','.join(map(str, range(MAX_CONSTANTS)))})"), _TABLE)
     bind(parse_sql(" OR ".join(f"a > {number}" for number in range(MAX_CONDITIONS))), _TABLE)
     bind(parse_sql("NOT (" * 16 + "a = 1 OR b = 'x'" + ")" * 16), _TABLE)
-    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,10 @@ def test_values_and_patterns_are_bounded(sql: str, message: str) -> None:
 
 def test_patterns_that_explode_elsewhere_take_linear_time() -> None:
     text = b"a" * 20_000
-    start = time.perf_counter()
     for expression in ("(a+)+$b", "(a|a)*b", "(a*)*b", "^(a?){20}a{20}b", ".*.*.*.*=.*"):
         assert not regular(expression, ignore_case=False)(text)
     for pattern in ("%a%a%a%a%a%b", "%_a%_a%_a%_a%b", "%" * 500 + "b"):
         assert not bind(parse_sql(f"b LIKE '{pattern}'"), _TABLE).matches((None, text, None))
-    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -98,10 +96,8 @@ def test_patterns_that_explode_elsewhere_take_linear_time() -> None:
     ],
 )
 def test_no_text_takes_long_to_refuse(sql: str) -> None:
-    start = time.perf_counter()
     with pytest.raises(FilterError):
         bind(parse_sql(sql), _TABLE)
-    assert time.perf_counter() - start < 1
 
 
 @pytest.mark.parametrize(
@@ -115,10 +111,8 @@ def test_no_text_takes_long_to_refuse(sql: str) -> None:
     ],
 )
 def test_no_text_in_postgrest_form_takes_long_to_refuse(text: str) -> None:
-    start = time.perf_counter()
     with pytest.raises(FilterError):
         bind(parse_postgrest(text), _TABLE)
-    assert time.perf_counter() - start < 1
 
 
 def test_a_pattern_meets_more_characters_than_it_remembers() -> None:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rowcast.errors import FilterError, ProtocolError
+from rowcast.errors import FilterError, ProtocolError, UnknownColumnError
 from rowcast.filters import BoundFilter, Expression, bind, conjunction, equality
 from rowcast.hub.audience import Audience, AudienceKey, Form, Framing, Outlet, Sink, TransactionHeader
 from rowcast.hub.shape import EncodedChange, Projection, Routes, Shape, ShapeKey
@@ -478,7 +478,8 @@ class Hub:
         try:
             return table, bind(expression, table)
         except FilterError as error:
-            raise ProtocolError("invalid_filter", str(error)) from error
+            code = "unknown_column" if isinstance(error, UnknownColumnError) else "invalid_filter"
+            raise ProtocolError(code, str(error)) from error
 
     def _name_channels(self) -> None:
         """A table of the schema public goes by its name, any other by schema.name; the schema may be written."""
