@@ -19,8 +19,10 @@ from typing import Any, Final, Self, TypeVar, overload
 
 import msgspec
 
+from rowcast.client.cache import RealtimeIntegration
 from rowcast.client.connection import Connection, TokenSource
 from rowcast.client.events import Event, Interest, Refused, ServerError, StateChanged
+from rowcast.client.feed import CacheFeed
 from rowcast.client.handlers import Handlers
 from rowcast.client.ladder import LADDER
 from rowcast.client.live import Deliver, LiveRows, listen
@@ -76,11 +78,21 @@ class Client:
         status: StatusAsker | None = None,
         confirm_seconds: float = CONFIRM_SECONDS,
         linger_seconds: float = LINGER_SECONDS,
+        cache: RealtimeIntegration | None = None,
     ) -> None:
         self.store: Final = Store(confirm_seconds=confirm_seconds)
         self.connection: Final = Connection(
-            url, sink=self._receive, token=token, headers=headers, transports=transports, attempts=attempts
+            url,
+            sink=self._receive,
+            token=token,
+            headers=headers,
+            transports=transports,
+            attempts=attempts,
+            old_rows=cache is not None,  # it keeps no rows, and asks where one has left
         )
+        self._feed = None if cache is None else CacheFeed(cache)
+        for name, interest in self._feed.interests.items() if self._feed is not None else ():
+            self.connection.subscribe(name, interest)
         self._mutations = Mutations(self.store, self._take, time.monotonic, status)
         self._linger_seconds = linger_seconds
         self._shared: dict[bytes, _Shared] = {}
@@ -302,6 +314,8 @@ class Client:
                 self._news.append(partial(self._tell_connection, event.state))
             elif isinstance(event, ServerError):
                 self._news.append(partial(_call, self._error_callbacks, event))
+        if self._feed is not None:
+            self._news.append(partial(self._feed.receive, events))
         self._take(self.store.receive(events))
 
     def _take(self, outputs: Sequence[Output]) -> None:
@@ -393,6 +407,7 @@ def connect(
     status: StatusAsker | None = None,
     confirm_seconds: float = CONFIRM_SECONDS,
     linger_seconds: float = LINGER_SECONDS,
+    cache: RealtimeIntegration | None = None,
 ) -> Client:
     """A client of the server at an address: `async with rowcast.connect("http://host:8000") as rc: …`.
 
@@ -408,6 +423,7 @@ def connect(
             `unknown` (never seen) or `rejected`. Without it, such a mutation is sent again with the same id.
         confirm_seconds: After so long without a word, a mutation counts as unconfirmed.
         linger_seconds: How long a subscription that nobody looks at any more is kept.
+        cache: Keeps a query cache up to date over the same connection.
 
     Raises:
         ClientError: The address is none.
@@ -421,4 +437,5 @@ def connect(
         status=status,
         confirm_seconds=confirm_seconds,
         linger_seconds=linger_seconds,
+        cache=cache,
     )

@@ -149,6 +149,11 @@ class RealtimeIntegration(Subscribable[Decision]):
         self.close()
 
     @property
+    def tables(self) -> list[str]:
+        """The channels whose transactions it wants to hear of."""
+        return list(self._entities)
+
+    @property
     def enabled(self) -> bool:
         """Whether events are applied and queries polled.
 
