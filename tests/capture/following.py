@@ -1,4 +1,4 @@
-"""What the WAL capture's tests share: a follower of its stream, and the state that the stream adds up to."""
+"""What the captures' tests share: a follower of its stream, and the state that the stream adds up to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from rowcast.capture import install
+from rowcast.capture import Capture, install
 from rowcast.capture.wal import MAX_SLOT_WAL_BYTES, MAX_TRANSACTION_BYTES, WalCapture
 from rowcast.model import (
     Event,
@@ -35,10 +35,13 @@ async def eventually(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-class Follower:
+AnyCapture = TypeVar("AnyCapture", bound=Capture)
+
+
+class Follower(Generic[AnyCapture]):
     """Runs a capture's stream and keeps what it tells. Use it with `async with`."""
 
-    def __init__(self, capture: WalCapture) -> None:
+    def __init__(self, capture: AnyCapture) -> None:
         self.capture = capture
         self.events: list[Event] = []
         self.batches: list[int] = []

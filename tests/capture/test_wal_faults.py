@@ -29,6 +29,7 @@ from tests.capture.following import (
 
 from rowcast.capture.connection import connect
 from rowcast.capture.slot import end_walsender
+from rowcast.capture.wal import WalCapture
 from rowcast.errors import CaptureError, NotInstalledError
 from rowcast.model import Row, Value, epoch_of, number_of
 from rowcast.testing import EmbeddedPostgres
@@ -85,7 +86,7 @@ def take_slot_away(connection: psycopg.Connection) -> str:
     return str(name)
 
 
-def assert_state_and_order(follower: Follower, connection: psycopg.Connection) -> None:
+def assert_state_and_order(follower: Follower[WalCapture], connection: psycopg.Connection) -> None:
     told = ids(follower.transactions)
     assert told == sorted(set(told))
     rows: dict[tuple[Value, ...], Row] = {}

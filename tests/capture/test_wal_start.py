@@ -53,7 +53,7 @@ async def test_a_database_that_was_not_set_up_says_which_command_does_it(
 
 async def test_a_wal_level_below_logical_is_named() -> None:
     with EmbeddedPostgres(settings={"wal_level": "replica"}) as server:
-        done = install.install(server.dsn())
+        done = install.install(server.dsn(), capture="wal")
         assert any("wal_level" in sentence for sentence in done)
         assert "ALTER SYSTEM SET wal_level = logical" in await refusal(capture(server.dsn()))
 

@@ -33,8 +33,8 @@ _CONFIRM: Final = b"confirm "
 
 # What CPython 3.11 holds for a row beyond its bytes: a Change and a tuple, and for each value a bytes object's head
 # and its place in the tuple. It makes `max_transaction_bytes` a bound of memory rather than of the wire.
-_CHANGE_BYTES: Final = 160
-_VALUE_BYTES: Final = 41
+CHANGE_BYTES: Final = 160
+VALUE_BYTES: Final = 41
 
 _XIDS: Final = 2**32  # how many there are before they begin anew
 _ROW_KINDS: Final = frozenset(b"IUD")
@@ -169,7 +169,7 @@ class Assembler:
         if table is not None:
             self._changes.append(Change(table, operation, new, old, index))
             values = len(table.columns) if new is None or old is None else 2 * len(table.columns)
-            self._grow(size_bytes + _CHANGE_BYTES + _VALUE_BYTES * values)
+            self._grow(size_bytes + CHANGE_BYTES + VALUE_BYTES * values)
         return None
 
     def _truncate(self, truncate: pgoutput.Truncate) -> int | None:
@@ -187,7 +187,7 @@ class Assembler:
             self._tables_message = True
         elif message.content.startswith(_CONFIRM) and not self._too_large:
             self._confirms.append(message.content[len(_CONFIRM) :].decode(errors="replace"))
-            self._grow(len(message.content) + _VALUE_BYTES)
+            self._grow(len(message.content) + VALUE_BYTES)
 
     def _grow(self, size_bytes: int) -> None:
         self._size_bytes += size_bytes

@@ -6,8 +6,8 @@ done comes back as the script's own notices.
 
 All objects live in the schema `rowcast`, made by the numbered migrations in `sql/`: `NNNN_name.up.sql` and
 `NNNN_name.down.sql`, each run in one transaction under an advisory lock. A later migration is two more files; where
-it needs something for each watched table or for the server's role, it replaces the SQL functions `rowcast.watch`,
-`rowcast.unwatch` and `rowcast.grant_to`.
+it needs something for each watched table or for the server's role, it puts its own SQL functions around
+`rowcast.watch`, `rowcast.unwatch` and `rowcast.grant_to`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib import resources
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import psycopg
 from psycopg import errors as pg_errors, sql
@@ -27,6 +27,8 @@ from rowcast.errors import CaptureError, ConfigurationError
 
 DEFAULT_PUBLICATION: Final = "rowcast"
 DEFAULT_SLOT: Final = "rowcast"
+# How tables are watched: by a publication, by triggers, or by whichever the server's wal_level allows.
+Means: TypeAlias = Literal["auto", "wal", "outbox"]
 
 # Any number does that no other application takes; this one spells the name.
 _ADVISORY_LOCK: Final = int.from_bytes(b"rowcast")
@@ -35,6 +37,7 @@ _MIGRATION_FILE: Final = re.compile(r"(\d{4})_(\w+)\.up\.sql")
 _NEAR_NAMES: Final = 5
 # A quoted identifier, in which a doubled quote stands for one, or a bare one.
 _IDENTIFIER: Final = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
+_IF_LOGICAL_WAL: Final = "IF current_setting('wal_level') = 'logical'"
 _TABLE_NAME: Final = re.compile(rf"\s*(?:({_IDENTIFIER})\s*\.\s*)?({_IDENTIFIER})\s*")
 
 
@@ -97,6 +100,7 @@ def migrations() -> list[Migration]:
 def render(
     tables: Sequence[str] = (),
     *,
+    capture: Means = "auto",
     publication: str = DEFAULT_PUBLICATION,
     replica_identity_full: bool = True,
     role: str | None = None,
@@ -106,7 +110,7 @@ def render(
     Raises:
         ConfigurationError: A table's name cannot be read.
     """
-    return _script(_install_steps(_parse(tables), publication, role, full=replica_identity_full))
+    return _script(_install_steps(_parse(tables), capture, publication, role, full=replica_identity_full))
 
 
 def render_uninstall(*, publication: str = DEFAULT_PUBLICATION, slot: str = DEFAULT_SLOT) -> str:
@@ -118,6 +122,7 @@ def install(
     dsn: str,
     tables: Sequence[str] = (),
     *,
+    capture: Means = "auto",
     publication: str = DEFAULT_PUBLICATION,
     replica_identity_full: bool = True,
     role: str | None = None,
@@ -127,9 +132,13 @@ def install(
     Args:
         dsn: Of a role that may create in the database and owns the tables.
         tables: Names as `parse_table_names` reads them; each may hold a list.
-        publication: Created where missing; one that was made FOR ALL TABLES is refused.
+        capture: Whether a publication watches them, or triggers do; a table that the other one watched moves over.
+            `auto` takes the publication where the server has wal_level = logical.
+        publication: Created where missing; one that was made FOR ALL TABLES is refused. Triggers need none: there
+            it is only the name that tells deployments apart.
         replica_identity_full: Make UPDATE and DELETE log the whole old row, which large values and subscriptions
             that a row leaves need. What it was before is remembered and put back when the table is removed.
+            Triggers see whole rows without it.
         role: The role that `rowcast serve` connects as, if it is another: it gets the rights it needs.
 
     Returns:
@@ -141,11 +150,13 @@ def install(
     """
     names = _parse(tables)
     with _connected(dsn) as (connection, done):
-        _check_publication(connection, publication)
+        by_wal = capture == "wal" or (capture == "auto" and _has_logical_wal(connection))
+        if by_wal:
+            _check_publication(connection, publication)
         warnings = [
             warning
             for name in names
-            for warning in _check_table(connection, name, full=replica_identity_full)
+            for warning in _check_table(connection, name, by_wal=by_wal, full=replica_identity_full)
         ]
         if (
             role is not None
@@ -154,7 +165,7 @@ def install(
             raise ConfigurationError(
                 f"there is no role {role!r}: create it first, CREATE ROLE {role} LOGIN REPLICATION"
             )
-        _run(connection, _install_steps(names, publication, role, full=replica_identity_full))
+        _run(connection, _install_steps(names, capture, publication, role, full=replica_identity_full))
         return done + warnings
 
 
@@ -249,19 +260,32 @@ def _quoted_block(body: str) -> str:
 
 
 def _install_steps(
-    names: Sequence[TableName], publication: str, role: str | None, *, full: bool
+    names: Sequence[TableName], capture: Means, publication: str, role: str | None, *, full: bool
 ) -> list[str]:
+    name = _literal(publication)
     steps = [_migration_step(migration) for migration in migrations()]
-    steps.append(_block(f"PERFORM rowcast.publish({_literal(publication)});"))
+    steps.append(_means_step(capture, f"PERFORM rowcast.publish({name});", ""))
     steps += [
-        _block(f"PERFORM rowcast.watch({_literal(publication)}, {_regclass(name)}, {str(full).lower()});")
-        for name in names
+        _means_step(
+            capture,
+            f"PERFORM rowcast.watch({name}, {_regclass(table)}, {str(full).lower()});",
+            f"PERFORM rowcast.watch_outbox({name}, {_regclass(table)});",
+        )
+        for table in names
     ]
     if role is not None:
         steps.append(
             _block(f"PERFORM rowcast.grant_to({_literal(sql.Identifier(role).as_string())}::regrole);")
         )
-    return steps
+    return [step for step in steps if step]
+
+
+def _means_step(capture: Means, by_wal: str, by_outbox: str) -> str:
+    if capture == "auto":
+        otherwise = f"\nELSE\n    {by_outbox}" if by_outbox else ""
+        return _block(f"{_IF_LOGICAL_WAL} THEN\n    {by_wal}{otherwise}\nEND IF;")
+    body = by_wal if capture == "wal" else by_outbox
+    return _block(body) if body else ""
 
 
 def _migration_step(migration: Migration) -> str:
@@ -363,6 +387,10 @@ def _has_schema(connection: psycopg.Connection) -> bool:
     return connection.execute("SELECT FROM pg_namespace WHERE nspname = 'rowcast'").rowcount == 1
 
 
+def _has_logical_wal(connection: psycopg.Connection) -> bool:
+    return connection.execute("SHOW wal_level").fetchone() == ("logical",)
+
+
 def _check_publication(connection: psycopg.Connection, publication: str) -> None:
     row = connection.execute(
         "SELECT puballtables, pubviaroot FROM pg_publication WHERE pubname = %s", [publication]
@@ -394,7 +422,7 @@ _NOT_TABLES: Final = {
 }
 
 
-def _check_table(connection: psycopg.Connection, name: TableName, *, full: bool) -> list[str]:
+def _check_table(connection: psycopg.Connection, name: TableName, *, by_wal: bool, full: bool) -> list[str]:
     """Refuse what cannot be watched; return warnings about what can."""
     facts = connection.execute(_TABLE_FACTS, name).fetchone()
     if facts is None:
@@ -404,7 +432,7 @@ def _check_table(connection: psycopg.Connection, name: TableName, *, full: bool)
         raise ConfigurationError(f"{name} {_NOT_TABLES[kind]}")
     if name.schema in {"pg_catalog", "information_schema", "rowcast"}:
         raise ConfigurationError(f"{name} is a system table: PostgreSQL and Rowcast keep it for themselves")
-    if persistence != "p":
+    if persistence == "t" or (persistence == "u" and by_wal):
         word, remedy = {
             "t": ("temporary", "use an ordinary table"),
             "u": ("unlogged", f"ALTER TABLE {name} SET LOGGED first"),
@@ -416,7 +444,7 @@ def _check_table(connection: psycopg.Connection, name: TableName, *, full: bool)
         )
     if has_primary_key:
         return []
-    if not full:
+    if by_wal and not full:
         raise ConfigurationError(
             f"{name} has no primary key: without REPLICA IDENTITY FULL PostgreSQL would refuse the application's "
             "own UPDATE and DELETE as soon as the table is watched. Add a primary key or allow FULL"
