@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import psycopg
 
@@ -55,7 +55,48 @@ class EmbeddedPostgresError(RowcastError):
     """The embedded PostgreSQL could not be prepared, started or stopped."""
 
 
-class EmbeddedPostgres:
+class PostgresServer:
+    """A PostgreSQL server in which databases can be made and dropped.
+
+    Args:
+        url: Connection URL of a database of it, for a role that may do so.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+
+    def dsn(self, database: str = "postgres") -> str:
+        """Connection URL of a database of this server."""
+        return self._url._replace(path=f"/{quote(database)}").geturl()
+
+    def create_database(self, name: str, *, template: str | None = None) -> str:
+        """Create a database, as a copy of `template` where given, and return its connection URL."""
+        clause = f' TEMPLATE "{template}"' if template else ""
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"{clause}'.encode())
+        return self.dsn(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database with the slots and sessions that are left in it."""
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+            deadline = time.monotonic() + _STOP_SECONDS
+            while connection.execute(
+                "SELECT 1 FROM pg_replication_slots WHERE database = %s AND active", (name,)
+            ).fetchone():
+                if time.monotonic() > deadline:
+                    raise EmbeddedPostgresError(f"a replication slot of database {name} stays active")
+                time.sleep(0.01)
+            connection.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s",
+                (name,),
+            )
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+
+
+class EmbeddedPostgres(PostgresServer):
     """One PostgreSQL cluster with its server process.
 
     Args:
@@ -80,6 +121,7 @@ class EmbeddedPostgres:
         port: int = 0,
         settings: Mapping[str, str] | None = None,
     ) -> None:
+        super().__init__("postgresql://postgres@127.0.0.1/postgres")
         self.version = version
         self.port = port
         self._settings = {**_DEFAULT_SETTINGS, **(settings or {})}
@@ -112,7 +154,6 @@ class EmbeddedPostgres:
         return self.data_directory.parent / f"{self.data_directory.name}.log"
 
     def dsn(self, database: str = "postgres", *, user: str = "postgres") -> str:
-        """Connection URL of a database of this cluster."""
         return f"postgresql://{quote(user)}@127.0.0.1:{self.port}/{quote(database)}"
 
     def binary(self, name: str) -> Path:
@@ -165,32 +206,6 @@ class EmbeddedPostgres:
         self.stop(immediate=self._temporary is not None)
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def create_database(self, name: str, *, template: str | None = None) -> str:
-        """Create a database, as a copy of `template` where given, and return its connection URL."""
-        clause = f' TEMPLATE "{template}"' if template else ""
-        with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"{clause}'.encode())
-        return self.dsn(name)
-
-    def drop_database(self, name: str) -> None:
-        """Drop a database with the slots and sessions that are left in it."""
-        with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
-            )
-            deadline = time.monotonic() + _STOP_SECONDS
-            while connection.execute(
-                "SELECT 1 FROM pg_replication_slots WHERE database = %s AND active", (name,)
-            ).fetchone():
-                if time.monotonic() > deadline:
-                    raise EmbeddedPostgresError(f"a replication slot of database {name} stays active")
-                time.sleep(0.01)
-            connection.execute(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s",
-                (name,),
-            )
-            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
 
     def _make_reachable(self) -> None:
         if self._user is None:
