@@ -154,6 +154,7 @@ class Service:
             first_xid=await _patiently(reader.newest_xid),
         )
         hub = self._hub = Hub(log, capture.tables, offered=settings.tables or None, scopes=settings.scopes)
+        self.state.position = hub.head
         snapshots = self._snapshots = Snapshots(
             reader, hub, lambda: asyncio.ensure_future(capture.mark()), self.now
         )
