@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import random
-import sys
-import time
 import tracemalloc
 from collections.abc import Sequence
 from decimal import Decimal
@@ -548,11 +546,8 @@ def text() -> bytes:
     return msgspec.json.encode([project(number) for number in range(ROWS)])
 
 
-@pytest.mark.skipif(
-    sys.gettrace() is not None, reason="tracing, for coverage or a debugger, takes the time itself"
-)
-class TestFigures:
-    """What the client is built to reach; the best of several runs, in processor time, so that neighbours do not count."""
+class TestLargeStore:
+    """A hundred thousand rows; how fast it is, `make bench` measures."""
 
     def loaded(self, text: bytes) -> Store:
         store = Store()
@@ -562,51 +557,22 @@ class TestFigures:
         store.receive([SnapshotChunk("p", 0, msgspec.json.decode(text), (), last=True, position=at(1))])
         return store
 
-    @pytest.mark.parametrize(
-        ("moving", "limit_seconds"),
-        [
-            pytest.param(300, 0.010, id="three in ten change their place in the order"),
-            pytest.param(1000, 0.020, id="all of them change their place in the order"),
-        ],
-    )
-    def test_a_thousand_changes_to_a_hundred_thousand_sorted_rows_take_milliseconds(
-        self, text: bytes, moving: int, limit_seconds: float
+    @pytest.mark.parametrize("moving", [300, 1000])
+    def test_a_view_over_a_hundred_thousand_rows_is_what_sorting_them_anew_gives(
+        self, text: bytes, moving: int
     ) -> None:
         store = self.loaded(text)
         view = View(store.rows("p"), "-created_at", limit=50)
         dice = random.Random(3)
-        best_seconds = 1.0
-        for number in range(2, 22):
+        for number in range(2, 8):
             rows = [project(key, number) for key in dice.sample(range(ROWS), 1000)]
             for staying in rows[moving:]:
                 staying["created_at"] = store.rows("p")[staying["id"]]["created_at"]
-            begin = time.thread_time()
             for output in store.receive([transaction(number, {"p": [put(each) for each in rows]})]):
                 assert isinstance(output, Delta)
                 assert len(output.changes) == 1000
                 view.apply(output.changes)
-            best_seconds = min(best_seconds, time.thread_time() - begin)
         assert view.keys == View(store.rows("p"), "-created_at", limit=50).keys
-        assert best_seconds < limit_seconds
-
-    def test_ten_thousand_transactions_a_second_are_sustained_under_fifty_pending_mutations(
-        self, text: bytes
-    ) -> None:
-        store = self.loaded(text)
-        view = View(store.rows("p"), "-created_at", limit=50)
-        for number in range(50):
-            store.mutate(f"m{number}", [Update("p", number, {"name": "mine"})])
-        dice = random.Random(3)
-        transactions = [
-            transaction(number, {"p": [put(project(dice.randrange(ROWS), number))]})
-            for number in range(2, 10_002)
-        ]
-        begin = time.thread_time()
-        for each in transactions:
-            for output in store.receive([each]):
-                assert isinstance(output, Delta)
-                view.apply(output.changes)
-        assert time.thread_time() - begin < 1.0
 
     def test_the_store_and_a_view_need_at_most_half_as_much_again_as_the_rows_alone(
         self, text: bytes
