@@ -98,10 +98,44 @@ def test_reset_forgets_everything_but_which_transactions_there_were() -> None:
     assert memory.newest_evicted_xid == 3
     memory.append(transaction(1, xid=9), 0.0)
     memory.append(Progress(at(2)), 0.0)
-    memory.reset(make_position("00000000000000bb", 50))
+    memory.reset(at(50))
     assert memory.newest_evicted_xid == 9
-    assert memory.floor == memory.head == make_position("00000000000000bb", 50)
+    assert memory.floor == memory.head == at(50)
     assert memory.size_bytes == 0
+
+
+def test_which_transactions_were_dropped_is_remembered() -> None:
+    memory = log(max_bytes=500, first_xid=3)
+    for number in range(10, 15):
+        memory.append(transaction(number), 0.0)
+    memory.append(Gap(at(15), "transaction_too_large", frozenset({7}), xid=15), 0.0)
+    memory.append(transaction(16), 0.0)
+    memory.trim(0.0)
+    assert [memory.has_evicted(xid) for xid in (3, 4, 10, 14, 15, 16, 17)] == [
+        *(None, False),  # from before its time, and from elsewhere
+        *(True, True, True),
+        *(False, False),
+    ]
+    memory.reset(at(50))
+    assert memory.has_evicted(16)
+
+
+def test_ids_of_another_cluster_say_nothing() -> None:
+    memory = log(first_xid=1_000)
+    memory.append(transaction(1, xid=2_000), 0.0)
+    memory.reset(make_position("00000000000000bb", 5))
+    assert memory.newest_evicted_xid == 0
+    assert memory.has_evicted(2_000) is False
+
+
+def test_what_was_dropped_is_remembered_in_bounded_memory() -> None:
+    memory = log(max_bytes=1)
+    for number in range(300):
+        memory.append(transaction(number + 1, xid=number * 65_536 + 7), 0.0)
+    memory.trim(0.0)
+    assert memory.has_evicted(7) is None
+    assert memory.has_evicted(100 * 65_536 + 7)
+    assert memory.has_evicted(100 * 65_536 + 8) is False
 
 
 def test_a_reader_is_not_disturbed_by_what_is_dropped_meanwhile() -> None:

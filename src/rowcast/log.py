@@ -13,13 +13,17 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final, Protocol, TypeAlias
 
-from rowcast.model import Gap, Position, Progress, Transaction
+from rowcast.model import Gap, Position, Progress, Transaction, epoch_of
 
 LogEntry: TypeAlias = Transaction | Gap | Progress
 
 # A list's head is cut off when this many entries in front are dead: often enough that memory follows the
 # bound, seldom enough that the cost of moving the rest disappears.
 _COMPACT_ENTRIES: Final = 4096
+# Which transactions were dropped is remembered for 16 million ids, in at most 2 MB. One of them can stay hidden from
+# snapshots only as long as its commit waits for a synchronous standby.
+_BLOCK_XIDS: Final = 65_536
+_MAX_BLOCKS: Final = 256
 # What an entry costs besides its values: the objects, the list's slots.
 _ENTRY_BYTES: Final = 400
 
@@ -45,6 +49,10 @@ class Log(Protocol):
     @property
     def newest_evicted_xid(self) -> int:
         """The highest transaction id that was here and is not any more, or never came; 0 for none."""
+        ...
+
+    def has_evicted(self, xid: int) -> bool | None:
+        """Whether a transaction was here and is not any more, or never came; None where that is too long ago to know."""
         ...
 
     def append(self, entry: LogEntry, now: float) -> None:
@@ -76,17 +84,23 @@ class MemoryLog:
     """
 
     def __init__(self, start: Position, *, max_bytes: int, max_seconds: float, first_xid: int = 0) -> None:
-        self._newest_evicted_xid = first_xid
+        self._evicted = _Xids(first_xid)
         self._positions: list[Position] = []
         self._entries: list[LogEntry] = []
         self._times: list[float] = []
+        self._first = 0
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
+        self._head = start
         self.reset(start)
 
     def reset(self, position: Position) -> None:
-        xids = [entry.xid for entry in self._entries if isinstance(entry, Transaction)]
-        self._newest_evicted_xid = max([self._newest_evicted_xid, *xids])
+        if epoch_of(position) == epoch_of(self._head):
+            for entry in self._entries[self._first :]:
+                self._evict(entry)
+        else:
+            # Another cluster's transactions have other ids; a slot that was made anew has waited for all that ran.
+            self._evicted = _Xids(0)
         self._floor = self._head = position
         self._positions, self._entries, self._times = [], [], []
         self._first = 0
@@ -106,7 +120,10 @@ class MemoryLog:
 
     @property
     def newest_evicted_xid(self) -> int:
-        return self._newest_evicted_xid
+        return self._evicted.newest
+
+    def has_evicted(self, xid: int) -> bool | None:
+        return self._evicted.has(xid)
 
     def append(self, entry: LogEntry, now: float) -> None:
         if isinstance(entry, Progress):
@@ -124,7 +141,7 @@ class MemoryLog:
                 self._positions[last] = entry.position
                 return
         elif isinstance(entry, Gap):
-            self._newest_evicted_xid = max(self._newest_evicted_xid, entry.xid)
+            self._evict(entry)
         self._head = entry.position
         self._positions.append(entry.position)
         self._entries.append(entry)
@@ -149,8 +166,7 @@ class MemoryLog:
             self._size_bytes > self._max_bytes or self._times[self._first] < oldest
         ):
             entry = self._entries[self._first]
-            if isinstance(entry, Transaction):
-                self._newest_evicted_xid = max(self._newest_evicted_xid, entry.xid)
+            self._evict(entry)
             self._floor = entry.position
             self._size_bytes -= _size(entry)
             self._entries[self._first] = Progress(entry.position)  # the values go now, the slot later
@@ -160,6 +176,42 @@ class MemoryLog:
                 del column[: self._first]
             self._first = 0
         return self._floor
+
+    def _evict(self, entry: LogEntry) -> None:
+        if not isinstance(entry, Progress) and entry.xid:
+            self._evicted.add(entry.xid)
+
+
+class _Xids:
+    """A set of transaction ids, a bit each: they are given out in order, so they lie close together.
+
+    Args:
+        known_from: Of ids up to this one, nothing is known.
+    """
+
+    def __init__(self, known_from: int) -> None:
+        self.newest = known_from
+        self._known_from = known_from
+        self._blocks: dict[int, bytearray] = {}
+
+    def add(self, xid: int) -> None:
+        self.newest = max(self.newest, xid)
+        number, place = divmod(xid, _BLOCK_XIDS)
+        block = self._blocks.get(number)
+        if block is None:
+            block = self._blocks[number] = bytearray(_BLOCK_XIDS // 8)
+            if len(self._blocks) > _MAX_BLOCKS:
+                oldest = min(self._blocks)
+                del self._blocks[oldest]
+                self._known_from = max(self._known_from, (oldest + 1) * _BLOCK_XIDS - 1)
+        block[place >> 3] |= 1 << (place & 7)
+
+    def has(self, xid: int) -> bool | None:
+        if xid <= self._known_from:
+            return None
+        number, place = divmod(xid, _BLOCK_XIDS)
+        block = self._blocks.get(number)
+        return block is not None and bool(block[place >> 3] & 1 << (place & 7))
 
 
 def _size(entry: LogEntry) -> int:

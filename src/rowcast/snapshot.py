@@ -15,10 +15,10 @@ WAL order is not visibility order: a transaction reaches the stream before other
    either is visible in S, and then it is in the rows, or it is not, and then it was in the log.
 5. A table that was added to the publication while a transaction was writing to it has only the later half of that
    transaction in the stream. So S counts only if no transaction runs in it that is older than the addition.
-6. Step 4 needs every transaction that the log had already dropped to be visible in S. A dropped transaction that S
-   does not see has committed and is still in S's list of running ones; `check` asks for exactly those, and the
-   snapshot is taken again while there is one. (An xmin horizon would do too, but it would let one long-running
-   transaction hold up every snapshot.)
+6. Step 4 needs every transaction that the log had already dropped to be visible in S. The log remembers which ones
+   it has dropped, and the snapshot is taken again while one of them runs in S. (An xmin horizon would do too, but it
+   would let one long-running transaction hold up every snapshot. Asking the database would not do: a commit that
+   waits for a synchronous standby is in the stream, and the database says that it is in progress.)
 
 The one rule of this room: the rows are text from COPY under the same settings as the stream's, so a row read here
 and a row from the stream are byte-equal.
@@ -31,7 +31,7 @@ import selectors
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, LiteralString, cast
+from typing import Any, Final, LiteralString, Protocol, cast
 
 import psycopg
 from psycopg import sql
@@ -70,6 +70,19 @@ class Visibility:
         """Whether a committed transaction's effects are in the snapshot."""
         return xid < self.xmin or (xid < self.xmax and xid not in self.running)
 
+    def hides(self, dropped: Dropped) -> bool:
+        """Whether it lacks a transaction that the log has dropped."""
+        return dropped.newest_evicted_xid >= self.xmax or any(map(dropped.has_evicted, self.running))
+
+
+class Dropped(Protocol):
+    """What a snapshot needs to know of the log: see `rowcast.log.Log`."""
+
+    @property
+    def newest_evicted_xid(self) -> int: ...
+
+    def has_evicted(self, xid: int) -> bool | None: ...
+
 
 @dataclass(slots=True)
 class _Life:
@@ -95,12 +108,12 @@ class SnapshotReader:
 
     @asynccontextmanager
     async def read(
-        self, table: Table, bound: BoundFilter | None, newest_evicted_xid: int
+        self, table: Table, bound: BoundFilter | None, dropped: Dropped
     ) -> AsyncGenerator[tuple[Visibility, AsyncIterator[list[Row]]]]:
         """Begin to read the rows of a table that a filter lets through.
 
         Args:
-            newest_evicted_xid: The highest transaction id that the log does not hold any more.
+            dropped: What the log does not hold any more.
 
         Yields:
             What the snapshot sees, and its rows (all columns of `table`, in order) in batches as they arrive.
@@ -118,7 +131,7 @@ class SnapshotReader:
                     visibility = Visibility.parse(row[0])
                     life.pid = row[1]
                     whole = await _has_all_writers(connection, table, self._publication, visibility)
-                    if whole and await _sees_the_dropped(connection, visibility, newest_evicted_xid):
+                    if whole and await _sees_the_dropped(connection, visibility, dropped):
                         # Closed before the transaction: a COPY that was left in its middle holds the connection.
                         async with aclosing(_rows(connection, table, bound, life)) as rows:
                             yield visibility, rows
@@ -252,13 +265,26 @@ async def _has_all_writers(
 
 
 async def _sees_the_dropped(
-    connection: psycopg.AsyncConnection[Any], visibility: Visibility, newest_evicted_xid: int
+    connection: psycopg.AsyncConnection[Any], visibility: Visibility, dropped: Dropped
 ) -> bool:
     """Step 6: whether no transaction that the log has dropped is hidden from the snapshot."""
-    if newest_evicted_xid >= visibility.xmax:
+    if visibility.hides(dropped):
         return False
-    suspects = [xid for xid in visibility.running if xid <= newest_evicted_xid]
-    return not suspects or not await _any_has_committed(connection, suspects)
+    # From before this server's time: it may be in the part of the stream that an earlier one has acknowledged.
+    doubtful = [xid for xid in visibility.running if dropped.has_evicted(xid) is None]
+    if not doubtful:
+        return True
+    if await _any_has_committed(connection, doubtful):
+        return False
+    cursor = await connection.execute(_WAITING_FOR_STANDBY, (doubtful,))
+    return await cursor.fetchone() is None
+
+
+# Of a role that may not look at others, these columns are NULL.
+_WAITING_FOR_STANDBY: Final = """
+SELECT FROM pg_stat_activity
+WHERE wait_event = 'SyncRep' AND backend_xid::text::bigint IN (SELECT xid % 4294967296 FROM unnest(%s::bigint[]) AS xid)
+"""
 
 
 async def _any_has_committed(connection: psycopg.AsyncConnection[Any], xids: list[int]) -> bool:

@@ -364,15 +364,14 @@ class Snapshots:
 
     async def _attempt(self, snapshot: ShapeSnapshot) -> None:
         hub, shape = self.hub, snapshot.shape
-        start, begun = hub.log.floor, hub.head
+        begun = hub.head
         row_json = shape.projection.row
-        async with self._reader.read(shape.table, shape.filter, hub.log.newest_evicted_xid) as (
-            visibility,
-            batches,
-        ):
+        async with self._reader.read(shape.table, shape.filter, hub.log) as (visibility, batches):
+            # Since the reader has looked, the log may have dropped more.
+            if visibility.hides(hub.log):
+                raise _Overtaken
             snapshot.visibility = visibility
-            # While the snapshot was taken the log may have dropped more, unseen: that is checked by the first fold.
-            corrections = snapshot.corrections = Corrections(shape, visibility, start, begun)
+            corrections = snapshot.corrections = Corrections(shape, visibility, hub.log.floor, begun)
             marking = asyncio.ensure_future(self._mark())
             try:
                 folded_at = 0.0
