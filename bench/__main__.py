@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import os
 import statistics
 import sys
@@ -14,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from bench import capture, client, fanout, latency, machine, memory, routing, snapshots, start
+from bench import capture, client, commit_cost, fanout, latency, machine, memory, routing, snapshots, start
 from bench.deployment import Database
 from bench.report import Section
 
@@ -22,16 +20,12 @@ _PAGE: Final = Path(__file__).parent.parent / "docs" / "performance.md"
 _Measure: TypeAlias = Callable[[Database], Section]
 
 
-def _commit_cost(_database: Database) -> Section:
-    return Section("Cost of a commit", importlib.import_module("bench.commit_cost").main())
-
-
 _PARTS: Final[dict[str, _Measure]] = {
     "fanout": fanout.measure,
     "latency": latency.measure,
     "capture": capture.measure,
     "memory": memory.measure,
-    **({"commits": _commit_cost} if importlib.util.find_spec("bench.commit_cost") else {}),
+    "commits": lambda _: commit_cost.measure(),
     "routing": lambda _: routing.measure(),
     "snapshots": snapshots.measure,
     "client": lambda _: client.measure(),
