@@ -96,6 +96,8 @@ class Journal:
         changed: dict[Key, JSONRow | None] = {}
         bag: Counter[str] = Counter()
         for change in changes:
+            if self.invalid:
+                return
             identifier: str = change["id"]
             if identifier <= self.told or not identifier.startswith(f"{position}-"):
                 raise WrongError(f"{self.name}: the id {identifier} comes after {self.told} at {position}")
@@ -104,8 +106,9 @@ class Journal:
                 self._apply_keyed(change, changed)
             else:
                 self._apply_whole(change, bag)
-        self.entries.append(Applied(position, changed if self.table.key else bag, txid))
-        self.position = position
+        if not self.invalid:
+            self.entries.append(Applied(position, changed if self.table.key else bag, txid))
+            self.position = position
 
     def forget(self, reason: str) -> None:
         """Told to resync."""

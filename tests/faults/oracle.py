@@ -308,8 +308,9 @@ class Oracle:
             self._load(connection, versions)
         for history in self._tables.values():
             for row, (_, numbers) in history.chain.items() if history.table.key else ():
-                if row not in history.json_keys:
-                    version = next(number for number in numbers if number is not None)
+                # One that came and went within a transaction never had a version.
+                version = next((number for number in numbers if number is not None), None)
+                if row not in history.json_keys and version is not None:
                     key = history.json_keys[row] = self.key_of(history.table.name, self.json[version])
                     history.row_ids[key] = row
         for shape in set(shapes):
@@ -392,7 +393,9 @@ class Oracle:
         """Which rows of a table were written by the commits from `before` up to `after` (counts)."""
         touched = self._tables[table].touched
         start, end = (bisect_right(touched, count - 1, key=lambda each: each[0]) for count in (before, after))
-        return list(dict.fromkeys(row for _, row in touched[start:end]))
+        history = self._tables[table]
+        rows = dict.fromkeys(row for _, row in touched[start:end])
+        return [row for row in rows if row in history.json_keys or not history.table.key]
 
     def row_at(self, shape: Shape, row: Any, count: int) -> JSONRow | None:
         """One row of a shape after so many commits, if it was in it."""

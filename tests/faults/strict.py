@@ -206,7 +206,7 @@ class StrictClient:
             case "snapshot":
                 self._snapshot(message)
             case "transaction":
-                self._transaction(message)
+                await self._transaction(link, message)
             case "heartbeat":
                 for each in self.subscriptions:
                     if each.shape is not None:
@@ -227,8 +227,8 @@ class StrictClient:
                 max(self.told, message["position"]) if self._same_epoch(message) else message["position"]
             )
         for each in self.subscriptions:
-            if each.journal.invalid and each.asked is False and each.due is None:
-                await self._leave(link, each, 0.0)
+            if each.journal.invalid and each.shape is not None and each.due is None:
+                await self._leave(link, each, 0.0)  # a transaction that was held could not be applied
 
     def _same_epoch(self, message: dict[str, Any]) -> bool:
         return self.told[:_EPOCH_DIGITS] == message["position"][:_EPOCH_DIGITS]
@@ -289,10 +289,10 @@ class StrictClient:
         each.loading, each.due, each.start = None, None, position
         held, each.held = each.held, []
         for at, changes, txid in held:
-            if at > position:
+            if at > position and not journal.invalid:
                 journal.apply(at, changes, txid)
 
-    def _transaction(self, message: dict[str, Any]) -> None:
+    async def _transaction(self, link: ClientConnection, message: dict[str, Any]) -> None:
         position = message["position"]
         if message["base"] > self.told:
             raise WrongError(
@@ -309,6 +309,8 @@ class StrictClient:
             elif position > max(each.start, journal.position):
                 if changes:
                     journal.apply(position, changes, message["txid"])
+                    if journal.invalid:
+                        await self._leave(link, each, 0.0)
                 else:
                     journal.move_to(position)
 
