@@ -47,5 +47,8 @@ imports: $(READY)
 bench: $(READY) ## measure, and write docs/performance.md
 	@$(BIN)/python -m bench
 
+faults: $(READY) ## random writers, subscribers and faults against an oracle; FAULTS_SECONDS=600, FAULTS_SEED=…
+	@$(BIN)/python -m tests.faults
+
 clean: ## remove the virtual environment and caches
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

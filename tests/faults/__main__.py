@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from typing import Literal
 
 from tests.faults.campaign import FailedError, Report, make_plan, run_plan
 
@@ -13,7 +14,7 @@ from tests.faults.campaign import FailedError, Report, make_plan, run_plan
 def main() -> None:
     seconds = float(os.environ.get("FAULTS_SECONDS", "600"))
     seed = os.environ.get("FAULTS_SEED", f"{time.time_ns() // 1000 % 10**9}")
-    combos = [(capture, version) for version in (18, 16) for capture in ("wal",)]
+    combos: list[tuple[Literal["wal", "outbox"], int]] = [("wal", 18), ("wal", 16)]
     began = time.monotonic()
     total = Report()
     number = 0

@@ -6,18 +6,16 @@ The one rule of this room: a plan is made of seeds before anything runs, so that
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.faults.journal import Journal, WrongError
-from tests.faults.oracle import PREFIX, Oracle
+from tests.faults.journal import Journal
+from tests.faults.oracle import Oracle
 from tests.faults.schema import EVERYTHING, Table, random_columns, random_filter
 from tests.faults.stage import MARKER, Capture, Setting, Stage
 from tests.faults.strict import StrictClient
@@ -339,11 +337,13 @@ class Round:
 
     @property
     def _server_lock(self) -> asyncio.Lock:
-        return self.__dict__.setdefault("server_lock", asyncio.Lock())
+        lock: asyncio.Lock = self.__dict__.setdefault("server_lock", asyncio.Lock())
+        return lock
 
     @property
     def _postgres_lock(self) -> asyncio.Lock:
-        return self.__dict__.setdefault("postgres_lock", asyncio.Lock())
+        lock: asyncio.Lock = self.__dict__.setdefault("postgres_lock", asyncio.Lock())
+        return lock
 
 
 def _describe(client: StrictClient) -> str:
@@ -362,7 +362,7 @@ async def run_plan(plan: Plan) -> Report:
     """
     with tempfile.TemporaryDirectory(prefix="rowcast-faults-") as folder:
         path = Path(folder)
-        path.chmod(0o777)
+        path.chmod(0o777)  # noqa: ASYNC240 - of no duration
         stage = Stage(plan.setting, path)
         round_ = Round(plan, stage)
         try:

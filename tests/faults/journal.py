@@ -197,7 +197,9 @@ class Journal:
         count = oracle.number_at(lsn_of(entry.position))
         if isinstance(entry, Loaded):
             expected = oracle.rows_at(self.shape, count)
-            _compare_all(expected, list(entry.rows), oracle.columns_at(self.shape, count) == entry.columns)
+            _compare_all(
+                expected, list(entry.rows), same_columns=oracle.columns_at(self.shape, count) == entry.columns
+            )
             rows = {oracle.key_of(self.table.name, row): row for row in entry.rows} if self.table.key else {}
             self._checked = _Checked(count, rows, entry.columns)
             return
@@ -289,7 +291,7 @@ def oracle_row(oracle: Oracle, shape: Shape, key: Key, count: int) -> JSONRow | 
     return None if row_id is None else oracle.row_at(shape, row_id, count)
 
 
-def _compare_all(expected: list[JSONRow], shown: list[JSONRow], same_columns: bool) -> None:
+def _compare_all(expected: list[JSONRow], shown: list[JSONRow], *, same_columns: bool) -> None:
     if not same_columns:
         names = {name for row in (expected[:1] + shown[:1]) for name in row}
         for rows in (expected, shown):

@@ -231,7 +231,7 @@ class StrictClient:
                 await self._leave(link, each, 0.0)  # a transaction that was held could not be applied
 
     def _same_epoch(self, message: dict[str, Any]) -> bool:
-        return self.told[:_EPOCH_DIGITS] == message["position"][:_EPOCH_DIGITS]
+        return bool(self.told[:_EPOCH_DIGITS] == message["position"][:_EPOCH_DIGITS])
 
     def _named(self, message: dict[str, Any]) -> list[Subscription]:
         return [each for each in self.subscriptions if each.wire == message["id"]]
@@ -309,7 +309,7 @@ class StrictClient:
             elif position > max(each.start, journal.position):
                 if changes:
                     journal.apply(position, changes, message["txid"])
-                    if journal.invalid:
+                    if bool(journal.invalid):
                         await self._leave(link, each, 0.0)
                 else:
                     journal.move_to(position)
