@@ -6,7 +6,7 @@ or `None` for SQL NULL, or `MISSING` where PostgreSQL did not send it. Nothing h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Literal, NewType, TypeAlias
@@ -192,7 +192,7 @@ class Transaction(Struct, gc=False):
     position: Position
     xid: int
     timestamp_us: int
-    changes: list[Change]
+    changes: Sequence[Change]
     confirms: tuple[str, ...]
     size_bytes: int
 

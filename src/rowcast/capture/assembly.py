@@ -214,7 +214,7 @@ class Assembler:
                         self.position,
                         self.xid,
                         commit.timestamp_us,
-                        changes,
+                        tuple(changes),
                         tuple(self._confirms),
                         self._size_bytes,
                     )
