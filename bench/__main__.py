@@ -45,22 +45,19 @@ def main() -> None:
     began = time.perf_counter()
     with Database() as database:
         version = database.version
-        sections, free = _measure(database, names or list(_PARTS))
+        sections = _measure(database, names or list(_PARTS))
     if names:
         print("\n\n".join(_text(section) for section in sections))
     else:
-        _PAGE.write_text(_page(sections, version, free, time.perf_counter() - began), "utf-8")
+        _PAGE.write_text(_page(sections, version, time.perf_counter() - began), "utf-8")
         print(f"written: {_PAGE}")
 
 
-def _measure(database: Database, names: list[str]) -> tuple[list[Section], list[float]]:
-    """The sections, and how much of the processors was free between them."""
+def _measure(database: Database, names: list[str]) -> list[Section]:
     sections: list[Section] = []
-    free: list[float] = []
     for name in names:
-        shares = machine.free_shares()
-        free += shares
-        print(f"{name} (free: {_percent(shares)})", end=" … ", file=sys.stderr, flush=True)
+        print(name, end=" … ", file=sys.stderr, flush=True)
+        machine.quiet.wait()
         began = time.perf_counter()
         try:
             sections.append(_PARTS[name](database))
@@ -68,10 +65,11 @@ def _measure(database: Database, names: list[str]) -> tuple[list[Section], list[
             traceback.print_exc()
             sections.append(Section(name.capitalize(), f"Could not be measured: {error}."))
         print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
-    return sections, free
+    return sections
 
 
-def _page(sections: list[Section], postgresql: str, free: list[float], seconds: float) -> str:
+def _page(sections: list[Section], postgresql: str, seconds: float) -> str:
+    free = machine.quiet.shares
     facts = [
         *machine.facts(postgresql),
         (

@@ -11,7 +11,7 @@ import psycopg
 import uvloop
 
 from bench.deployment import TABLE, Database, Server, connect
-from bench.machine import forget_peak, memory_bytes, on_server_processor, peak_bytes
+from bench.machine import forget_peak, memory_bytes, on_server_processor, peak_bytes, quiet
 from bench.programs import LoadClient
 from bench.report import Section, Target, median, number, spread, table
 from rowcast.capture.wal import WalCapture
@@ -55,6 +55,7 @@ def measure(database: Database) -> Section:
     for name, form, kind in cases:
         rate = rates[name] = _Rate([], [])
         for _ in range(_RUNS):
+            quiet.wait()
             with database.fresh() as dsn, on_server_processor():
                 wall, processor = uvloop.run(_rate(dsn, form, kind))
                 rate.wall.append(_ROWS / wall)

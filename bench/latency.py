@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from bench.deployment import TABLE, Database, Server, commit_paced, connect
+from bench.machine import quiet
 from bench.programs import Answer, Program
 from bench.report import Section, Target, milliseconds, table
 
@@ -39,6 +40,7 @@ def measure(database: Database) -> Section:
         watching.subscribe(f'{{"type":"subscribe","channel":"{TABLE}"}}')
         for rate in _RATES:
             count = rate * _SECONDS
+            quiet.wait()
             watching.expect_each(count)
             commit_paced(connection, count, rate)
             ours = watching.answer()
@@ -55,11 +57,12 @@ def measure(database: Database) -> Section:
                     beyond <= 1000,
                 )
             )
-    text = (
-        f"Milliseconds from `clock_timestamp()` in the INSERT to the reader, {_CLIENTS} WebSocket clients in the plain "
-        "form. The raw reader is a process with its own slot that notes when a row arrives and does nothing else.\n\n"
-    )
-    return Section("Latency", text + table(("commits/s", "who", "p50", "p95", "p99"), rows), targets)
+    text = f"""\
+Milliseconds from `clock_timestamp()` in the INSERT to the reader, {_CLIENTS} WebSocket clients in the plain form. The raw
+reader is a process with a slot of its own that notes when a row arrives and does nothing else.
+
+{table(("commits/s", "who", "p50", "p95", "p99"), rows)}"""
+    return Section("Latency", text, targets)
 
 
 def _figures(seen: Raw | Answer) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
  * usage: load_client PORT PATH CLIENTS
  *
  * Orders come on standard input, one a line; each is answered by one line of JSON on standard output when it is done,
- * or when nothing has arrived for MILLISECONDS (then "missing" is over 0). Everything is read all the time.
+ * or when nothing of it has come for MILLISECONDS (then "missing" is over 0). Everything is read all the time.
  *
  *   open MILLISECONDS              connect, and shake hands with the server
  *   say MESSAGE                    send MESSAGE to the server from every client; %d in it is the client's number
@@ -62,7 +62,7 @@ static int idle_milliseconds;
 
 static long wanted_subscribed, wanted_finished, wanted_each, wanted_total;
 static long rows_total, rows_answered, bytes, resyncs, errors, closed;
-static long long said_us, first_us, last_us;
+static long long said_us, first_us, last_us, heard_us;
 static int *latencies;
 static long latency_count;
 
@@ -143,7 +143,7 @@ static void count_row(Client *client, const char *digits, const char *end, long 
     while (digits < end && *digits >= '0' && *digits <= '9') sent = sent * 10 + (*digits++ - '0');
     if (latency_count < MAX_LATENCIES) latencies[latency_count++] = now - sent;
     if (!first_us) first_us = now;
-    last_us = now;
+    last_us = heard_us = now;
     rows_total++;
     if (++client->rows == wanted && goal == EACH) behind--;
 }
@@ -170,10 +170,11 @@ static void take_text(Client *client, const char *payload, size_t size, long lon
         count_row(client, mark, end, now);
     }
     if (begins(payload, size, "{\"type\":\"subscribed\"")) {
+        heard_us = now;
         if (++client->subscribed == wanted && goal == SUBSCRIBED) behind--;
     } else if (begins(payload, size, "{\"type\":\"snapshot\"")) {
         if (memmem(payload, size, "\"last\":true", 11)) {
-            last_us = now;
+            last_us = heard_us = now;
             if (++client->finished == wanted && goal == FINISHED) behind--;
         }
     } else if (begins(payload, size, "{\"type\":\"resync\"")) {
@@ -195,6 +196,7 @@ static size_t take_frames(Client *client, const char *data, size_t size, long lo
             exit(1);
         }
         client->shaken = 1;
+        heard_us = now;
         if (goal == OPEN) behind--;
         offset = end + 4 - data;
     }
@@ -356,14 +358,13 @@ int main(int count, char **arguments) {
     epoll = epoll_create1(0);
     epoll_ctl(epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event);
     setvbuf(stdin, NULL, _IONBF, 0); /* what is buffered here would not wake epoll */
-    long long heard_us = now_us(), pong_us = heard_us;
+    long long pong_us = now_us();
     for (;;) {
         int ready = epoll_wait(epoll, events, 1024, goal ? 10 : 1000);
         long long now = now_us();
         for (int i = 0; i < ready; i++) {
             if (events[i].data.ptr) {
                 read_client(events[i].data.ptr);
-                heard_us = now;
             } else {
                 if (!fgets(line, sizeof line, stdin)) return 0;
                 heard_us = now;

@@ -18,6 +18,11 @@ SERVER: Final = set(_AVAILABLE[:1])
 OTHERS: Final = set(_AVAILABLE[1:]) or SERVER
 
 _PROBE_SECONDS: Final = 0.15
+# A busy loop that gets this much of a processor is hardly disturbed.
+_QUIET_SHARE: Final = 0.85
+# How long a whole run may wait for quiet, so that it ends in time on a machine that never is.
+_PATIENCE_SECONDS: Final = 150.0
+_PAUSE_SECONDS: Final = 1.0
 
 
 def raise_file_limit() -> int:
@@ -50,6 +55,27 @@ def free_shares() -> list[float]:
         shares.append((time.process_time() - used) / (time.perf_counter() - began))
     os.sched_setaffinity(0, before)
     return shares
+
+
+class Quiet:
+    """Waits for moments in which the machine does nothing else, as long as there is patience left.
+
+    Attributes:
+        shares: How much of each processor was free when the waiting ended, each time.
+    """
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+        self._patience_seconds = _PATIENCE_SECONDS
+
+    def wait(self) -> None:
+        while min(shares := free_shares()) < _QUIET_SHARE and self._patience_seconds > 0:
+            time.sleep(_PAUSE_SECONDS)
+            self._patience_seconds -= _PAUSE_SECONDS
+        self.shares += shares
+
+
+quiet: Final = Quiet()
 
 
 def facts(postgresql: str) -> list[tuple[str, str]]:
@@ -94,5 +120,4 @@ def forget_peak(pid: int) -> None:
 
 def processor_seconds(pid: int) -> float:
     """Processor time that a process has used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(~pid << 3 | 2)  # the clock that clock_getcpuclockid() names

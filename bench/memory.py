@@ -38,11 +38,6 @@ def measure(database: Database) -> Section:
             time.sleep(_SETTLE_SECONDS)
             told = memory_bytes(server.pid)
     each = (subscribed - before) / clients
-    text = (
-        f"{clients:,} WebSocket clients, subscribed in the plain form within {connected_seconds:.1f} s; private memory of "
-        "the server process, what it had before taken off, by the number of clients. The kernel's socket buffers are "
-        "not in it.\n\n"
-    )
     figures = table(
         ("connections", "bytes each"),
         [
@@ -50,5 +45,10 @@ def measure(database: Database) -> Section:
             ("after ten changes to all", number((told - before) / clients)),
         ],
     )
+    text = f"""\
+{clients:,} WebSocket clients, subscribed in the plain form within {connected_seconds:.1f} s: private memory of the server
+process, less what it had before, by the number of clients. The kernel's socket buffers are not in it.
+
+{figures}"""
     target = Target("server memory of an idle connection", "≤ 10 kB", f"{each / 1000:.1f} kB", each <= 10_000)
-    return Section("Memory of a connection", text + figures, [target])
+    return Section("Memory of a connection", text, [target])

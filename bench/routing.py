@@ -44,26 +44,23 @@ def measure() -> Section:
         )
         for count, cost in costs.items()
     ]
-    text = (
-        "Shapes with `org_id=eq.N`, each with another N, on one table. A change is an UPDATE whose old and new row are "
-        "looked up; it concerns one shape, or none. A shape's memory is that of the filter, the shape and its place in "
-        "the index, without clients.\n\n"
+    head = (
+        "shapes",
+        "change that concerns one, µs",
+        "that concerns none, µs",
+        "to add one, µs",
+        "bytes each",
     )
+    text = f"""\
+Shapes with `org_id=eq.N`, each with another N, on one table. A change is an UPDATE whose old and new row are looked up; it
+concerns one shape, or none. The memory is that of the filter, the shape and its place in the index, without clients.
+
+{table(head, rows)}"""
     few, many = costs[1].hit_us, costs[100_000].hit_us
     total = costs[1_000_000].bytes_each * 1e6
     return Section(
         "Routing",
-        text
-        + table(
-            (
-                "shapes",
-                "change that concerns one, µs",
-                "change that concerns none, µs",
-                "to add one, µs",
-                "bytes each",
-            ),
-            rows,
-        ),
+        text,
         [
             Target(
                 "a change with 100,000 filters, of its cost with one",

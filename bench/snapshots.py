@@ -8,6 +8,7 @@ from typing import Final
 import psycopg
 
 from bench.deployment import TABLE, Database, Server, commit_paced, connect
+from bench.machine import quiet
 from bench.programs import Answer, LoadClient
 from bench.report import Section, Target, milliseconds, number, spread, table
 
@@ -121,6 +122,7 @@ def _measure_filtered(database: Database) -> Answer:
         clients.subscribe(f'{{"type":"subscribe","channel":"{TABLE}","filter":"org_id=eq.%d"}}')
         count = _COMMITS_PER_SECOND * _SECONDS
         clients.expect_total(count)
+        quiet.wait()
         statement = f"INSERT INTO {TABLE} (org_id) VALUES (%s)"
         commit_paced(connection, count, _COMMITS_PER_SECOND, statement, _ORGANISATIONS)
         return clients.answer()

@@ -21,7 +21,7 @@ def measure() -> Section:
     slowest = max(seconds)
     return Section(
         "Start",
-        "`rowcast demo` (what `make demo` runs after `make setup`) from the command to the answer to `GET /`, with a new "
+        "`rowcast demo` (what `make demo` runs after `make setup`) from the command to the answer to `GET /`, with a new\n"
         f"database made on the way: {spread(seconds)} s.",
         [Target("`make demo` until the page is usable", "< 5 s", f"{slowest:.1f} s", slowest < 5)],
     )
