@@ -275,7 +275,7 @@ def test_a_table_that_is_busy_is_given_up_rather_than_holding_up_the_application
     tables: psycopg.Connection, dsn: str
 ) -> None:
     install.install(dsn)
-    tables.execute("ALTER FUNCTION rowcast.watch SET lock_timeout = '50ms'")
+    tables.execute("ALTER FUNCTION rowcast.watch_wal SET lock_timeout = '50ms'")
     with psycopg.connect(dsn) as busy:
         busy.execute("INSERT INTO projects VALUES (1, 'x')")
         with pytest.raises(CaptureError, match=r"a table is busy: .* run the command again"):

@@ -85,6 +85,8 @@ class Journal:
             self.rows = {self.key_of(row): row for row in rows}
             if len(self.rows) != len(rows):
                 raise WrongError(f"{self.name}: a snapshot holds a key twice")
+        if position < self.position and position[:_EPOCH_DIGITS] == self.position[:_EPOCH_DIGITS]:
+            raise WrongError(f"{self.name}: went back from {self.position} to {position}")
         self.bag = Counter() if self.table.key else Counter(map(canonical, rows))
         self.shown = columns
         self.entries.append(Loaded(position, columns, tuple(rows)))
@@ -109,6 +111,16 @@ class Journal:
         if not self.invalid:
             self.entries.append(Applied(position, changed if self.table.key else bag, txid))
             self.position = position
+
+    def show(self, position: str, changed: Mapping[Key, JSONRow | None]) -> None:
+        """Other rows than before, all at once; of a table with a key."""
+        for key, row in changed.items():
+            if row is None:
+                self.rows.pop(key, None)
+            else:
+                self.rows[key] = row
+        self.entries.append(Applied(position, changed))
+        self.position = position
 
     def forget(self, reason: str) -> None:
         """Told to resync."""
@@ -206,7 +218,7 @@ class Journal:
         checked = self._checked
         if checked is None:
             raise WrongError("a change came before the rows")
-        if isinstance(entry, Applied):
+        if isinstance(entry, Applied) and entry.txid is not None:
             self._verify_commit(oracle, entry)
         if self.table.key:
             changed = entry.changed if isinstance(entry, Applied) else {}
@@ -223,7 +235,7 @@ class Journal:
         commit = oracle.commit_ending_at(lsn_of(entry.position))
         if commit is None:
             raise WrongError("no transaction ends there")
-        if entry.txid is not None and commit.xid != entry.txid:
+        if commit.xid != entry.txid:
             raise WrongError(f"the transaction that ends there is {commit.xid}, not {entry.txid}")
 
     def _verify_keys(

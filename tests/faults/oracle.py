@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Final
 
 import psycopg
@@ -429,8 +430,19 @@ class Oracle:
         return shape.columns is None or name in shape.columns or name in key
 
 
+def plain(value: Any) -> Any:
+    """JSON with numbers of equal value equal, whatever a decoder made of them."""
+    if isinstance(value, Decimal):
+        value = float(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list) else value
+
+
 def canonical(row: JSONRow) -> str:
-    return json.dumps(row, sort_keys=True)
+    return json.dumps(plain(row), sort_keys=True)
 
 
 def difference(ours: Counter[str], theirs: Counter[str]) -> str:

@@ -37,7 +37,6 @@ _POSTGRES: Final = {
     "max_wal_senders": "20",
     "max_connections": "120",
     "checkpoint_timeout": "30s",
-    "wal_sender_shutdown_timeout": "4s",
 }
 
 
@@ -68,7 +67,7 @@ class Stage:
         self.postgres = EmbeddedPostgres(
             folder / "cluster",
             version=setting.version,
-            settings={name: value for name, value in _POSTGRES.items() if "shutdown" not in name},
+            settings=_POSTGRES,
         )
         self.log: list[str] = []
         self.server: Process | None = None
@@ -122,7 +121,7 @@ class Stage:
     def start_writers(self, seed: str) -> None:
         self.writers = Writers(self.dsn, self.setting.schema_seed, seed, self.setting.writers)
 
-    async def start_server(self) -> None:
+    def start_server(self) -> None:
         flags = {
             "port": str(self.server_port),
             "heartbeat-seconds": "1",
@@ -140,12 +139,15 @@ class Stage:
         await asyncio.to_thread(self.server.until_ready)
 
     async def kill_server(self, down_seconds: float, number: int = signal.SIGKILL) -> None:
+        await self.end_server(number)
+        await asyncio.sleep(down_seconds)
+        self.start_server()
+
+    async def end_server(self, number: int) -> None:
         assert self.server is not None
         self.server.send(number)
         await asyncio.to_thread(self.server.wait)
         await asyncio.to_thread(self._end_server)
-        await asyncio.sleep(down_seconds)
-        await self.start_server()
 
     def _end_server(self) -> None:
         if self.server is not None:
@@ -169,6 +171,24 @@ class Stage:
                 return cursor.fetchall() if cursor.description else []
 
         return await asyncio.to_thread(run)
+
+    async def columns(self, table: str) -> tuple[str, ...]:
+        """The names of a table's columns as they are now."""
+
+        def read() -> tuple[str, ...]:
+            with psycopg.connect(self.dsn) as connection:
+                return tuple(name for name, _ in self.read_columns(connection, table))
+
+        return await asyncio.to_thread(read)
+
+    @staticmethod
+    def read_columns(connection: psycopg.Connection[Any], table: str) -> list[tuple[str, str]]:
+        """Name and type of each."""
+        return connection.execute(
+            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
+            " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+            (table,),
+        ).fetchall()
 
     async def freeze_server(self, seconds: float) -> None:
         assert self.server is not None

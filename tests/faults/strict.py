@@ -103,13 +103,8 @@ class StrictClient:
             with suppress(ConnectionClosed):
                 await self._leave(self._link, self.subscriptions[number % len(self.subscriptions)], 0.0)
 
-    def live(self, marker: Journal, value: int) -> bool:
-        """Whether it has the marker's value, and all its rows at that position or later."""
-        return (
-            not marker.invalid
-            and any(row["n"] >= value for row in marker.rows.values())
-            and all(not each.invalid and each.position >= marker.position for each in self.journals)
-        )
+    async def refresh(self) -> None:
+        """The journals are always up to date."""
 
     async def _run(self) -> None:
         try:

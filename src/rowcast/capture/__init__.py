@@ -19,6 +19,7 @@ class CaptureStatus:
         reconnects: How often the connection to PostgreSQL was made again.
         lag_bytes: Between the database's WAL end and what was delivered; None where unknown.
         lag_seconds: Age of the last delivered transaction's commit when it was delivered; None before one.
+        choice: Why it is this capture, where `auto` has chosen it; else empty.
     """
 
     state: str = "starting"
@@ -26,6 +27,7 @@ class CaptureStatus:
     reconnects: int = 0
     lag_bytes: int | None = None
     lag_seconds: float | None = None
+    choice: str = ""
 
 
 class Capture(Protocol):

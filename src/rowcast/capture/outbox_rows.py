@@ -94,6 +94,8 @@ class Batch:
         events: What is ready; the caller takes it and empties it.
         row_count: How many rows have been fed.
         lost: Watched tables of which rows had to be left out.
+        missed: Watched tables of which rows may not have been written: they had no triggers for a while, or a
+            partition has come or gone.
         overflowed: There were more transactions than places: the rest was left out.
     """
 
@@ -109,6 +111,7 @@ class Batch:
         self.events: list[Event] = []
         self.row_count = 0
         self.lost: set[int] = set()
+        self.missed: set[int] = set()
         self.overflowed = False
         self._epoch = epoch
         self._number = number
@@ -136,8 +139,6 @@ class Batch:
         if xid != self._xid:
             self._commit()
             self._begin(xid)
-        if self._skips:
-            return
         self._at = max(self._at, at)
         if self._updating is not None and (
             operation not in b"ON" or (statement, oid) != self._updating or (operation == b"O" and self._new)
@@ -146,6 +147,9 @@ class Batch:
         if operation == b"C":
             self._confirms.append(data[_HEAD.size :].decode(errors="replace"))
             self._grow(length + VALUE_BYTES)
+        elif operation == b"G":
+            if oid in self._members:
+                self.missed.add(self._members[oid][0].table.oid)
         elif operation != b"W":
             self._change(operation, statement, oid, None if length == _NULL else data[_HEAD.size :])
 
@@ -159,7 +163,6 @@ class Batch:
             self.overflowed = self._place == _MAX_PLACE
             self._place = min(self._place + 1, _MAX_PLACE)
         self._xid = xid
-        self._skips = self._place <= self._told or self.overflowed
         self._at = 0
         self._index = 0
         self._changes: list[Change] = []
@@ -227,7 +230,7 @@ class Batch:
                 self._changes.append(Change(table, "TRUNCATE", None, None, index))
                 self._grow(CHANGE_BYTES)
         elif (statement, table.oid) not in self._truncated:
-            self.lost.add(table.oid)  # a partition alone: nobody knows which rows those were
+            self.missed.add(table.oid)  # a partition alone: nobody knows which rows those were
 
     def _pair(self) -> None:
         """An UPDATE's old and new rows are complete: they were written in the same order.
@@ -258,10 +261,10 @@ class Batch:
             self._new = []
 
     def _commit(self) -> None:
-        if self._skips or not self._xid:
-            return
-        if self._updating:
+        if self._updating is not None:
             self._pair()
+        if self._place <= self._told or self.overflowed:
+            return
         position = make_position(self._epoch, self._number << BATCH_SHIFT | self._place)
         if self._too_large:
             self.events.append(Gap(position, "transaction_too_large", frozenset(self._touched), self._xid))

@@ -14,6 +14,7 @@ from rowcast.cli.options import settings_from, settings_options
 Examples:
   rowcast setup --dsn postgresql://owner@db.example.com/shop --tables projects,public.jobs
   rowcast setup --tables projects --role app --print > migration.sql
+  rowcast setup --capture outbox --dsn postgresql://owner@db.example.com/shop --tables projects
   rowcast setup --dsn postgresql://owner@db.example.com/shop --remove-tables jobs
   rowcast setup --dsn postgresql://owner@db.example.com/shop --down"""
 )
@@ -33,7 +34,7 @@ Examples:
     help="Leave REPLICA IDENTITY as it is. Old rows then hold the key only: a row that leaves a filter is a DELETE "
     "by key, and unchanged large values are read again.",
 )
-@settings_options("database_url", "tables", "publication", "slot")
+@settings_options("database_url", "tables", "publication", "slot", "capture")
 def setup(
     *,
     only_print: bool,
@@ -47,11 +48,13 @@ def setup(
 
     It may be run again at any time: what is there stays, and running servers follow within a second. REPLICA
     IDENTITY FULL is set on the tables, and what it was is remembered and put back when they are removed.
+
+    With --capture outbox, or with auto where wal_level is not logical, triggers watch the tables instead.
     """
     import psycopg
 
     from rowcast.capture import install
-    from rowcast.errors import CaptureError
+    from rowcast.errors import CaptureError, ConfigurationError
     from rowcast.settings import hide_password
 
     if down and (remove_tables or flags["tables"]):
@@ -60,12 +63,20 @@ def setup(
         raise click.UsageError("--remove-tables cannot be printed: run it, or print --down")
     settings = settings_from(flags)
     publication, slot, full = settings.publication, settings.slot, not keep_replica_identity
+    if settings.capture == "notify":
+        raise ConfigurationError(
+            'capture="notify" needs no setup, as it hears what is there: give --capture auto, wal or outbox'
+        )
     if only_print:
         click.echo(
             install.render_uninstall(publication=publication, slot=slot)
             if down
             else install.render(
-                settings.tables, publication=publication, replica_identity_full=full, role=role
+                settings.tables,
+                capture=settings.capture,
+                publication=publication,
+                replica_identity_full=full,
+                role=role,
             ),
             nl=False,
         )
@@ -80,7 +91,12 @@ def setup(
             done = install.remove_tables(dsn, [remove_tables], publication=publication)
         else:
             done = install.install(
-                dsn, settings.tables, publication=publication, replica_identity_full=full, role=role
+                dsn,
+                settings.tables,
+                capture=settings.capture,
+                publication=publication,
+                replica_identity_full=full,
+                role=role,
             )
     except psycopg.OperationalError as problem:
         raise CaptureError(

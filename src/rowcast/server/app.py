@@ -19,7 +19,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rowcast.capture import Capture
-from rowcast.capture.wal import WalCapture
+from rowcast.capture.choice import choose_capture
 from rowcast.errors import ConfigurationError
 from rowcast.server import metrics
 from rowcast.server.asgi import EventStreamEndpoint, WebSocketEndpoint, cors_headers
@@ -150,19 +150,11 @@ def make_capture(settings: Settings) -> Capture:
     Raises:
         ConfigurationError: There is no database to listen to.
     """
-    url = settings.database_url_direct or settings.database_url
-    if not url:
+    if not settings.database_url_direct:
         raise ConfigurationError(
             "there is no database to listen to: give --dsn postgresql://…, or set DATABASE_URL"
         )
-    return WalCapture(
-        url,
-        slot=settings.slot,
-        publication=settings.publication,
-        max_transaction_bytes=settings.max_transaction_bytes,
-        max_slot_wal_bytes=settings.max_slot_wal_bytes,
-        heartbeat_seconds=settings.capture_heartbeat_seconds,
-    )
+    return choose_capture(settings)
 
 
 def _json(content: Any, status: int, headers: list[tuple[bytes, bytes]]) -> Response:

@@ -12,7 +12,7 @@ DROP FUNCTION rowcast.outbox_uncover(regclass);
 DROP FUNCTION rowcast.outbox_cover(regclass);
 DROP FUNCTION rowcast.outbox_drop_triggers(regclass);
 DROP FUNCTION rowcast.outbox_signature(oid);
-DROP FUNCTION rowcast.outbox_note("char", text);
+DROP FUNCTION rowcast.outbox_note("char", oid, text);
 -- Without CASCADE: a trigger that is still there stops this, and names its table.
 DROP FUNCTION
     rowcast.outbox_insert(), rowcast.outbox_update(), rowcast.outbox_delete(), rowcast.outbox_truncate(),

@@ -20,7 +20,8 @@ WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, a
     toast.autovacuum_vacuum_scale_factor = 0, toast.autovacuum_vacuum_threshold = 10000,
     toast.autovacuum_vacuum_insert_threshold = -1);
 COMMENT ON TABLE rowcast.outbox IS
-    'I/D: a row, O/N: the old and new rows of an UPDATE, T: TRUNCATE, C: a mutation''s id, W: other tables are watched';
+    'I/D: a row, O/N: the old and new rows of an UPDATE, T: TRUNCATE, C: a mutation''s id, W: other tables are watched, '
+    'G: rows of the table may be missing';
 -- It lives for minutes: compressing it would cost the application more than the space is worth.
 ALTER TABLE rowcast.outbox ALTER content SET STORAGE EXTERNAL;
 CREATE INDEX outbox_xid ON rowcast.outbox (xid);
@@ -35,7 +36,7 @@ CREATE TABLE rowcast.outbox_batch (
 );
 
 -- Tables with triggers; a partition has its own, for statements that name it. `signature` is that of outbox_signature()
--- as of the last batch in which it was looked at. It is kept while triggers are away, so that their return is noticed.
+-- as of the last batch in which it was looked at. Rows are kept while triggers are away, so that their return is noticed.
 CREATE TABLE rowcast.outbox_table (
     table_oid regclass PRIMARY KEY,
     root_oid regclass NOT NULL,
@@ -165,18 +166,19 @@ BEGIN
 END;
 $migration$;
 
-CREATE FUNCTION rowcast.outbox_note(operation "char", content text) RETURNS void
+CREATE FUNCTION rowcast.outbox_note(operation "char", table_oid oid, content text) RETURNS void
 LANGUAGE plpgsql
 AS $function$
 BEGIN
     INSERT INTO rowcast.outbox (statement, table_oid, operation, content)
-    VALUES (nextval('rowcast.outbox_sequence'), 0, operation, content);
+    VALUES (nextval('rowcast.outbox_sequence'), table_oid, operation, content);
     PERFORM rowcast.outbox_written(1);
 END;
 $function$;
 
 -- Changes whenever the rows of a table may be written in another form than before, or some may not have been written:
--- with its names and columns, its triggers, its partitions. Row versions (xmin) tell what was changed and changed back.
+-- with its names and columns, its triggers, what it is a partition of. Row versions (xmin) tell what was changed and
+-- changed back.
 CREATE FUNCTION rowcast.outbox_signature(relation oid) RETURNS text
 LANGUAGE sql
 STABLE
@@ -187,8 +189,8 @@ AS $function$
             FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0),
         (SELECT string_agg(concat_ws(' ', oid, xmin), ',' ORDER BY oid)
             FROM pg_trigger WHERE tgrelid = c.oid AND tgname LIKE 'rowcast\_%'),
-        (SELECT string_agg(concat_ws(' ', inhrelid, xmin), ',' ORDER BY inhrelid)
-            FROM pg_inherits WHERE inhparent = c.oid),
+        (SELECT string_agg(concat_ws(' ', inhparent, xmin), ',' ORDER BY inhparent)
+            FROM pg_inherits WHERE inhrelid = c.oid),
         (SELECT string_agg(concat_ws(' ', indexrelid, indimmediate), ',') FROM pg_index
             WHERE indrelid = c.oid AND indisprimary)))
     FROM pg_class AS c WHERE c.oid = relation;
@@ -220,7 +222,9 @@ SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
     member regclass;
-    covered integer := 0;
+    added integer := 0;
+    is_known CONSTANT boolean := EXISTS (SELECT FROM rowcast.outbox_table AS t WHERE t.table_oid = watched);
+    may_lack_rows boolean := false;
 BEGIN
     FOR member IN
         SELECT t.table_oid FROM rowcast.outbox_table AS t
@@ -228,6 +232,7 @@ BEGIN
             AND NOT EXISTS (SELECT FROM pg_partition_tree(watched) WHERE relid = t.table_oid)
     LOOP
         PERFORM rowcast.outbox_drop_triggers(member);
+        may_lack_rows := true;
     END LOOP;
     FOR member IN
         SELECT c.oid
@@ -252,14 +257,20 @@ BEGIN
         EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER rowcast_statement, ENABLE ALWAYS TRIGGER rowcast_insert, '
             'ENABLE ALWAYS TRIGGER rowcast_update, ENABLE ALWAYS TRIGGER rowcast_delete, '
             'ENABLE ALWAYS TRIGGER rowcast_truncate', member);
+        -- A partition that has never held a row has none that was not seen.
+        may_lack_rows := may_lack_rows OR (is_known AND (member = watched OR pg_relation_size(member) > 0));
         INSERT INTO rowcast.outbox_table VALUES (member, watched, true, rowcast.outbox_signature(member))
-        ON CONFLICT (table_oid) DO UPDATE SET root_oid = excluded.root_oid, covered = true;
-        covered := covered + 1;
+        ON CONFLICT (table_oid) DO UPDATE
+            SET root_oid = excluded.root_oid, covered = true, signature = excluded.signature;
+        added := added + 1;
     END LOOP;
-    IF covered > 0 THEN
-        PERFORM rowcast.outbox_note('W', NULL);
+    IF added > 0 OR may_lack_rows THEN
+        PERFORM rowcast.outbox_note('W', 0, NULL);
     END IF;
-    RETURN covered;
+    IF may_lack_rows THEN
+        PERFORM rowcast.outbox_note('G', watched, NULL);
+    END IF;
+    RETURN added;
 END;
 $function$;
 
@@ -272,7 +283,7 @@ AS $function$
 BEGIN
     IF EXISTS (SELECT FROM rowcast.outbox_table WHERE root_oid = watched AND covered) THEN
         PERFORM rowcast.outbox_drop_triggers(table_oid) FROM rowcast.outbox_table WHERE root_oid = watched;
-        PERFORM rowcast.outbox_note('W', NULL);
+        PERFORM rowcast.outbox_note('W', 0, NULL);
         RAISE NOTICE 'rowcast: removed the outbox triggers of %', watched;
     END IF;
 END;
@@ -346,7 +357,7 @@ AS $function$
 BEGIN
     PERFORM rowcast.confirm_wal(mutation_id);
     IF EXISTS (SELECT FROM rowcast.outbox_table WHERE covered) THEN
-        PERFORM rowcast.outbox_note('C', mutation_id);
+        PERFORM rowcast.outbox_note('C', 0, mutation_id);
     END IF;
 END;
 $function$;

@@ -27,7 +27,7 @@ BEGIN
         SELECT m.outcome INTO outcome FROM rowcast.mutation AS m WHERE m.id = mutation_id;
     END IF;
     -- Said again at a retry as well: the client that retries may have missed it.
-    PERFORM pg_logical_emit_message(true, 'rowcast', 'confirm ' || mutation_id);
+    PERFORM rowcast.confirm(mutation_id);
 END;
 $function$;
 

@@ -1,4 +1,4 @@
-"""The outbox capture's connection, and what lives as long as it.
+"""A connection that is listened to and, between two notifications, asked.
 
 The one rule of this room: whoever waits here can be cancelled, and never waits for a server that is dead.
 """
@@ -6,16 +6,13 @@ The one rule of this room: whoever waits here can be cancelled, and never waits 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import psycopg
 
 from rowcast.capture.connection import duplicate_socket, sever
-from rowcast.capture.outbox_rows import Member
-from rowcast.capture.outbox_store import BatchRecord, Snapshot
-from rowcast.model import Event, Table
 
 _T = TypeVar("_T")
 
@@ -23,53 +20,29 @@ _T = TypeVar("_T")
 ANSWER_SECONDS: Final = 30.0
 
 
-class Link:
+class Notification(NamedTuple):
+    channel: str
+    payload: str
+
+
+class Line:
     """What lives as long as one connection.
 
+    Args:
+        rung: Set by whoever has something for the one who waits; set here when the server says something.
+
     Attributes:
-        epoch: The first part of every position.
-        floor: Number of the oldest batch that is written down.
-        newest: The newest one.
-        overflow: Value of rowcast.outbox_overflow; another one means that rows are missing.
-        covered: OIDs of the tables with triggers, as of the newest batch.
-        tables: The watched tables, as of then.
-        members: They and their partitions.
-        changed: For each of these, the latest batch in which its columns were found changed.
-        replaced: Tables whose new columns were announced with the newest batch.
-        announced: Events that go before the next batch.
-        holds_bell: Every transaction rings.
-        pause_seconds: How long the last look was followed by a rest, or will be.
-        purging: What this snapshot sees is being removed; no transaction below `purged` has rows any more.
-        look_at: When the next heartbeat is due, and `purge_at` the next purge, in monotonic seconds.
+        heard: Notifications in the order they were committed in; the reader takes them and empties it.
     """
 
-    def __init__(
-        self, connection: psycopg.AsyncConnection[Any], rung: asyncio.Event, tables: Mapping[int, Table]
-    ) -> None:
+    def __init__(self, connection: psycopg.AsyncConnection[Any], rung: asyncio.Event) -> None:
         self.connection = connection
-        self.epoch = ""
-        self.floor = 0
-        self.newest = BatchRecord(0, Snapshot("0:0:"), Snapshot("0:0:"), 0, ())
-        self.overflow = 0
-        self.backend_pid: int | None = None
-        self.covered: frozenset[int] = frozenset()
-        self.tables = tables
-        self.members: Mapping[int, Member] = {}
-        self.changed: dict[int, int] = {}
-        self.replaced: frozenset[int] = frozenset()
-        self.announced: list[Event] = []
-        self.may_sleep = False
-        self.holds_bell = False
-        self.pause_seconds = 0.0
-        self.purged = 0
-        self.purging: Snapshot | None = None
-        self.purge_at = 0.0
-        self.look_at = 0.0
+        self.heard: list[Notification] = []
         self._rung = rung
         self._loop = asyncio.get_running_loop()
         # libpq closes its own when the connection breaks, and the number may be another socket's a moment later.
         self._socket = duplicate_socket(connection)
-        connection.add_notify_handler(lambda _: rung.set())
+        connection.add_notify_handler(self._hear)
 
     async def ask(self, statement: Awaitable[_T], *, seconds: float = ANSWER_SECONDS) -> _T:
         """Run something on the connection, which is ended when that takes too long or the caller is cancelled.
@@ -108,11 +81,15 @@ class Link:
         self._rung.clear()
         pgconn = self.connection.pgconn
         pgconn.consume_input()
-        while pgconn.notifies() is not None:
-            pass
+        while (notify := pgconn.notifies()) is not None:
+            self.heard.append(Notification(notify.relname.decode(), notify.extra.decode(errors="replace")))
 
     async def close(self) -> None:
         sever(self.connection)
         self._loop.remove_reader(self._socket)
         self._socket.close()
         await self.connection.close()
+
+    def _hear(self, notify: psycopg.Notify) -> None:
+        self.heard.append(Notification(notify.channel, notify.payload))
+        self._rung.set()
