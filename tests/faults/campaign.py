@@ -326,7 +326,7 @@ async def run_plan(plan: Plan) -> Report:
     """
     with tempfile.TemporaryDirectory(prefix="rowcast-faults-") as folder:
         path = Path(folder)
-        path.chmod(0o777)  # PostgreSQL runs as another user where we are root
+        path.chmod(0o777)  # PostgreSQL runs as another user where we are root  # noqa: ASYNC240 - of no duration
         stage = Stage(plan.setting, path)
         round_ = Round(plan, stage)
         try:
