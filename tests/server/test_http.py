@@ -317,15 +317,15 @@ async def test_a_port_that_is_taken_is_named(dsn: str, addresses: Addresses) -> 
 
 
 async def test_a_table_set_up_while_running_is_a_channel_at_once(
-    dsn: str, addresses: Addresses, connection: psycopg.Connection
+    dsn: str, addresses: Addresses, http: httpx.AsyncClient, connection: psycopg.Connection
 ) -> None:
     async with connect(addresses.websocket) as client:
         connection.execute("CREATE TABLE late (id bigint PRIMARY KEY)")
         await asyncio.to_thread(install, dsn, ["late"])
-        async with asyncio.timeout(5):
-            while True:
-                await client.send('{"type":"subscribe","channel":"late"}')
-                if json.loads(await client.recv())["type"] == "subscribed":
-                    break
+        async with asyncio.timeout(10):
+            while '"late"' not in (await http.get("/v1/channels")).text:
+                pass
+        await client.send('{"type":"subscribe","channel":"late"}')
+        assert json.loads(await client.recv())["type"] == "subscribed"
         connection.execute("INSERT INTO late VALUES (1)")
         assert json.loads(await client.recv())["new"] == {"id": 1}
