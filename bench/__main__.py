@@ -74,7 +74,7 @@ def _page(sections: list[Section], postgresql: str, seconds: float) -> str:
         *machine.facts(postgresql),
         (
             "processors free",
-            f"{_percent(free)}: what a busy loop got of each before each part, median (least)",
+            f"{_percent(free)}: what a busy loop got of each before each run, median (least)",
         ),
     ]
     head = f"""# Performance

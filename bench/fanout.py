@@ -11,8 +11,8 @@ import psycopg
 
 from bench.deployment import INSERT, TABLE, Database, Server, commit_many, commit_paced, connect
 from bench.machine import processor_seconds, quiet
-from bench.programs import LoadClient, Program, broadcast_server, send_floor
-from bench.report import Section, Target, median, milliseconds, number, spread, table
+from bench.programs import Answer, LoadClient, Program, broadcast_server, send_floor
+from bench.report import Latencies, Section, Target, median, milliseconds, number, spread, table
 
 _Send: TypeAlias = Callable[[int], None]
 
@@ -26,7 +26,8 @@ _ROUNDS: Final = {1: 1_000, 100: 500, 1_000: 150, 5_000: 30}
 _BURST: Final = {1: 5_000, 100: 5_000, 1_000: 5_000, 5_000: 1_000}
 # One write a message takes longer: this many deliveries tell its rate as well.
 _PROGRAM_BURST_DELIVERIES: Final = 300_000
-_PACED_SECONDS: Final = 5
+_PACED_SECONDS: Final = 3
+_PACED_RUNS: Final = 3
 # What was promised under load, and the share of it, and of what was measured, at which latencies are taken.
 _PROMISED: Final = 500_000
 _PACED_SHARE: Final = 0.45
@@ -68,9 +69,7 @@ class _Rates:
 class _Paced:
     clients: int
     commits_per_second: float
-    p50_us: int
-    p95_us: int
-    p99_us: int
+    latencies: Latencies
 
 
 def measure(database: Database) -> Section:
@@ -126,12 +125,14 @@ def _measure_program(program: Program, clients: int, rates: _Rates) -> None:
 def _measure_paced(watching: LoadClient, connection: psycopg.Connection, greatest: float) -> _Paced:
     clients = watching.clients
     rate = _PACED_SHARE * greatest / clients
-    quiet.wait()
     count = int(rate * _PACED_SECONDS)
-    watching.expect_each(count)
-    commit_paced(connection, count, rate)
-    answer = watching.answer()
-    return _Paced(clients, rate, answer.p50_us, answer.p95_us, answer.p99_us)
+    answers: list[Answer] = []
+    for _ in range(_PACED_RUNS):
+        quiet.wait()
+        watching.expect_each(count)
+        commit_paced(connection, count, rate)
+        answers.append(watching.answer())
+    return _Paced(clients, rate, Latencies.of(answers))
 
 
 def _section(
@@ -144,7 +145,7 @@ def _section(
     ratio = _ratio(ours[1_000].single, floors[1_000].single)
     ratio_of_time = _ratio(floors[1_000].single_us, ours[1_000].single_us)
     greatest = median(ours[1_000].burst)
-    at_half = paced[0]
+    at_half = paced[0].latencies
     latencies = table(
         ("clients", "commits/s", "deliveries/s", "p50", "p95", "p99"),
         [
@@ -152,7 +153,7 @@ def _section(
                 f"{each.clients:,}",
                 number(each.commits_per_second),
                 number(each.commits_per_second * each.clients),
-                *(milliseconds(value) for value in (each.p50_us, each.p95_us, each.p99_us)),
+                *each.latencies.cells,
             )
             for each in paced
         ],
@@ -194,7 +195,7 @@ the comparison send in a loop. What waits for a client leaves in one write, so t
 {compared("burst")}
 
 Milliseconds from the INSERT to the client, at {_PACED_SHARE:.0%} of the load that was promised and at
-{_PACED_SHARE:.0%} of what was measured:
+{_PACED_SHARE:.0%} of what was measured, medians of {_PACED_RUNS} runs:
 
 {latencies}"""
     return Section(

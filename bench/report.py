@@ -5,6 +5,41 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Percentiles(Protocol):
+    """Latencies of one run."""
+
+    @property
+    def p50_us(self) -> float: ...
+
+    @property
+    def p95_us(self) -> float: ...
+
+    @property
+    def p99_us(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Of several runs, the median of each percentile: one run in which the machine stood still does not count."""
+
+    p50_us: float
+    p95_us: float
+    p99_us: float
+
+    @classmethod
+    def of(cls, runs: Sequence[Percentiles]) -> Latencies:
+        return cls(
+            median([run.p50_us for run in runs]),
+            median([run.p95_us for run in runs]),
+            median([run.p99_us for run in runs]),
+        )
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        return milliseconds(self.p50_us), milliseconds(self.p95_us), milliseconds(self.p99_us)
 
 
 @dataclass(frozen=True, slots=True)
