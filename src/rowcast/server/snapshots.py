@@ -20,6 +20,7 @@ from typing import IO, Final
 import msgspec
 import psycopg
 
+from rowcast.capture.connection import one_line
 from rowcast.errors import CaptureError, ProtocolError
 from rowcast.hub import Hub, Request, Shape, Subscription
 from rowcast.hub.shape import EncodedChange, ShapeKey
@@ -354,7 +355,7 @@ class Snapshots:
             else:
                 snapshot.error = "the table changes faster than it can be read; try again"
         except (psycopg.Error, CaptureError) as error:
-            snapshot.error = f"the rows could not be read: {str(error).strip()}"
+            snapshot.error = f"the rows could not be read: {one_line(error)}"
             logger.warning("snapshot of %s: %s", snapshot.shape.table.channel, snapshot.error)
         except Exception:
             snapshot.error = "the rows could not be read: internal error"
