@@ -85,8 +85,8 @@ server has one processor for itself; database, clients and writers share the oth
     noise = (
         "The machine did little else meanwhile."
         if statistics.median(free) > 0.95 and min(free) > 0.8
-        else "The machine did other work meanwhile: figures by the clock are lower bounds, the tails of latencies are "
-        "largely the scheduler's. Ratios within a run and medians are what to go by."
+        else "The machine did other work meanwhile: rates by the clock are lower bounds, the tails of latencies are largely\n"
+        "the scheduler's. Processor times, ratios within a run and medians are what to go by."
     )
     parts = [
         head,
