@@ -17,7 +17,7 @@ from typing import Final
 
 from tests.faults.acts import Acts
 from tests.faults.followers import Follower, LiveFollower, MirrorFollower, StreamFollower
-from tests.faults.journal import Journal, Loaded
+from tests.faults.journal import Journal, Loaded, same_epoch
 from tests.faults.oracle import Oracle
 from tests.faults.schema import EVERYTHING, random_columns, random_filter
 from tests.faults.stage import MARKER, Capture, Setting, Stage
@@ -302,7 +302,9 @@ class Round:
 
 def _has(journal: Journal, marker: Journal, columns: tuple[str, ...]) -> bool:
     """Whether a journal has come as far as the marker, with its table's present columns."""
-    if journal.invalid or marker.invalid or journal.position < marker.position:
+    if journal.invalid or marker.invalid or not same_epoch(journal.position, marker.position):
+        return False
+    if journal.position < marker.position:
         return False
     wanted = {
         name for name in columns if journal.columns is None or name in {*journal.columns, *journal.table.key}

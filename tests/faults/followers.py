@@ -143,6 +143,7 @@ class LiveFollower(TaskFollower):
 
     def __init__(self, name: str, url: str, journal: Journal) -> None:
         super().__init__(name, url, journal)
+        self.misled = False  # the changes have not led to the rows
         self._rows: list[JSONRow] = []
         self._refresh: asyncio.Event = asyncio.Event()
         self._refreshed: asyncio.Event = asyncio.Event()
@@ -164,6 +165,7 @@ class LiveFollower(TaskFollower):
                         refreshing = asyncio.ensure_future(self._refresh.wait())
                         await asyncio.wait([coming, refreshing], return_when=asyncio.FIRST_COMPLETED)
                         refreshing.cancel()
+                        await asyncio.wait([refreshing])
                         if coming.done():
                             self._take(coming.result())
                             coming = asyncio.ensure_future(anext(changes))

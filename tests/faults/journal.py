@@ -21,6 +21,10 @@ class WrongError(AssertionError):
     """A subscriber showed something that was never in the table, or not at that position."""
 
 
+def same_epoch(position: str, other: str) -> bool:
+    return position[:_EPOCH_DIGITS] == other[:_EPOCH_DIGITS]
+
+
 def lsn_of(position: str) -> int:
     return int(position[_EPOCH_DIGITS + 1 :], 16)
 
@@ -85,7 +89,7 @@ class Journal:
             self.rows = {self.key_of(row): row for row in rows}
             if len(self.rows) != len(rows):
                 raise WrongError(f"{self.name}: a snapshot holds a key twice")
-        if position < self.position and position[:_EPOCH_DIGITS] == self.position[:_EPOCH_DIGITS]:
+        if position < self.position and same_epoch(position, self.position):
             raise WrongError(f"{self.name}: went back from {self.position} to {position}")
         self.bag = Counter() if self.table.key else Counter(map(canonical, rows))
         self.shown = columns
@@ -101,7 +105,7 @@ class Journal:
             if self.invalid:
                 return
             identifier: str = change["id"]
-            if identifier <= self.told or not identifier.startswith(f"{position}-"):
+            if (same_epoch(identifier, self.told) and identifier <= self.told) or not identifier.startswith(f"{position}-"):
                 raise WrongError(f"{self.name}: the id {identifier} comes after {self.told} at {position}")
             self.told = identifier
             if self.table.key:
