@@ -105,7 +105,9 @@ class Journal:
             if self.invalid:
                 return
             identifier: str = change["id"]
-            if (same_epoch(identifier, self.told) and identifier <= self.told) or not identifier.startswith(f"{position}-"):
+            if (same_epoch(identifier, self.told) and identifier <= self.told) or not identifier.startswith(
+                f"{position}-"
+            ):
                 raise WrongError(f"{self.name}: the id {identifier} comes after {self.told} at {position}")
             self.told = identifier
             if self.table.key:
