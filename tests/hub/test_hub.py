@@ -417,6 +417,17 @@ def test_new_columns_reach_subscribers_with_a_resync_between() -> None:
     assert client.resyncs == [("projects", "schema_changed", at(5))]
 
 
+def test_a_resume_over_changes_from_before_new_columns_is_a_resync() -> None:
+    hub = make_hub()
+    wider = table("projects", "id bigint,name text,org integer,colour text")
+    hub.publish([transaction(2, change(JOBS, "INSERT", row(1, 1))), transaction(3, insert(1))], 0.0)
+    hub.publish([TablesChanged(at(4), {wider.oid: wider, JOBS.oid: JOBS})], 0.0)
+    client = Client(hub)
+    hub.replay(client.subscriber, [client.watch("projects"), client.watch("jobs")], at(1))
+    assert client.resyncs == [("projects", "schema_changed", at(2))]
+    assert client.operations() == [("INSERT", 1)]
+
+
 def test_a_table_that_goes_ends_its_subscriptions_and_one_that_comes_is_a_channel() -> None:
     hub = make_hub()
     client = Client(hub)

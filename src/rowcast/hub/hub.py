@@ -321,8 +321,9 @@ class Hub:
                 continue
             if seen is not None and seen(entry.xid):
                 continue
-            fragments, unknown = self._replay_fragments(entry, active)
+            fragments, unknown, changed = self._replay_fragments(entry, active)
             refuse(unknown, "unchanged_value", base)
+            refuse(changed, "schema_changed", base)
             if fragments or (entry.confirms and subscriber.form.tells_confirms):
                 header = TransactionHeader.of(entry)
                 parts.append(subscriber.form.transaction(header, base, fragments, subscriber.framing))
@@ -338,23 +339,32 @@ class Hub:
     @staticmethod
     def _replay_fragments(
         transaction: Transaction, active: Iterable[Subscription]
-    ) -> tuple[list[bytes], list[Subscription]]:
-        """A transaction's changes for these subscriptions, and those for which one of them is not known."""
+    ) -> tuple[list[bytes], list[Subscription], list[Subscription]]:
+        """A transaction's changes for these subscriptions.
+
+        Also those for which one of the changes is not known, and those whose table had other columns then.
+        """
         outlets: dict[Outlet, list[Subscription]] = {}
         for subscription in active:
             outlets.setdefault(subscription.outlet, []).append(subscription)
         fragments: list[bytes] = []
         unknown: list[Subscription] = []
+        changed: list[Subscription] = []
         for change in transaction.changes:
             for outlet in list(outlets):
                 shape = outlet.shape
-                effect = shape.effect(change) if shape.table.oid == change.table.oid else None
+                if shape.table.oid != change.table.oid:
+                    continue
+                if shape.table is not change.table and shape.table != change.table:
+                    changed.extend(outlets.pop(outlet))
+                    continue
+                effect = shape.effect(change)
                 if effect == "UNKNOWN":
                     unknown.extend(outlets.pop(outlet))
                 elif effect is not None:
                     piece = EncodedChange(change, shape.projection, transaction.position)
                     fragments.append(outlet.form.change(outlet.prefix, effect, piece))
-        return fragments, unknown
+        return fragments, unknown, changed
 
     def unsubscribe(self, subscriber: Subscriber, subscription_id: str) -> Subscription:
         """End a subscription.

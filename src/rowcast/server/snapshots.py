@@ -118,6 +118,8 @@ class Corrections:
         return gap.position <= self._begun and self._visibility.sees(gap.xid)
 
     def _apply(self, change: Change, position: Position) -> None:
+        if change.table is not self._shape.table and change.table != self._shape.table:
+            raise _Overtaken
         effect = self._shape.effect(change)
         if effect is None:
             return
