@@ -113,20 +113,18 @@ def test_writes_go_on_when_somebody_has_taken_a_trigger_away(tables: psycopg.Con
 
 def test_a_full_notification_queue_fails_no_commit(tables: psycopg.Connection, dsn: str) -> None:
     install.install(dsn, ["projects"], capture="outbox")
-    definition = tables.execute("SELECT prosrc FROM pg_proc WHERE proname = 'outbox_written'").fetchone()
+    definition = tables.execute(
+        "SELECT pg_get_functiondef('rowcast.outbox_insert()'::regprocedure)"
+    ).fetchone()
     assert definition is not None
-    # A full queue takes 8 GB: here half of it is full from the first entry on.
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute("LISTEN rowcast_outbox")
         listener.execute("SELECT pg_advisory_lock(%s)", [int.from_bytes(b"rowbell")])
         tables.execute("INSERT INTO projects VALUES (1, 'x')")
         assert [notify.channel for notify in listener.notifies(timeout=5, stop_after=1)] == ["rowcast_outbox"]
-        tables.execute("CREATE FUNCTION public.pg_notification_queue_usage() RETURNS float8 RETURN 1")
-        patched = definition[0].replace("pg_notification_queue_usage", "public.pg_notification_queue_usage")
-        tables.execute(
-            "CREATE OR REPLACE FUNCTION rowcast.outbox_written(row_count bigint) RETURNS boolean LANGUAGE plpgsql AS "
-            f"$f${patched}$f$".encode()
-        )
+        # Filling the queue would take 8 GB.
+        tables.execute("CREATE FUNCTION public.usage() RETURNS float8 RETURN 1")
+        tables.execute(definition[0].replace("pg_notification_queue_usage()", "public.usage()").encode())
         tables.execute("INSERT INTO projects VALUES (2, 'x')")
         assert list(listener.notifies(timeout=0.2)) == []
 
