@@ -45,6 +45,12 @@ def t(connection: psycopg.Connection, dsn: str) -> psycopg.Connection:
     return connection
 
 
+def silenced(connection: psycopg.Connection) -> bool:
+    """Whether the outbox has reached its limit, so that triggers write no more."""
+    row = connection.execute("SELECT pg_sequence_last_value('rowcast.outbox_overflow') % 2 = 1").fetchone()
+    return row == (True,)
+
+
 def assert_state_and_order(follower: Follower[OutboxCapture], connection: psycopg.Connection) -> None:
     told = ids(follower.transactions)
     assert told == sorted(set(told))
@@ -248,6 +254,9 @@ async def test_an_outbox_that_nobody_reads_stops_growing_and_the_application_goe
         successor = capture(dsn, max_outbox_bytes=300_000, heartbeat_seconds=0.05)
         starting = asyncio.create_task(successor.start())
         await eventually(lambda: "begins anew" in successor.status.reason)
+        await eventually(lambda: not silenced(t))
+        t.execute("SELECT rowcast.outbox_check_size()")
+        assert not silenced(t), "what it held counts no more"
         t.execute("UPDATE t SET a = 'written again' WHERE id = 2")
         assert not starting.done()
         open_transaction.commit()

@@ -158,6 +158,8 @@ class OutboxCapture(ReconnectingCapture[OutboxLine]):
                 self._set_state(
                     "degraded", "the outbox begins anew, when the transactions that are open have ended"
                 )
+                # What it held is still in the file: without room, the first rows would reach the limit again.
+                await line.ask(outbox_store.watch_size(connection, self._max_outbox_bytes))
             state = await line.ask(outbox_store.begin_anew(connection, state), seconds=_FOREVER)
         line.epoch, line.floor, line.overflow = state.epoch, state.first, state.overflow
         line.purging = await line.ask(outbox_store.read_snapshot(connection, state.first))
