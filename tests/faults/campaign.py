@@ -262,6 +262,7 @@ class Round:
             for subscriber in self.subscribers:
                 await subscriber.refresh()
                 if subscriber.failure is not None:
+                    await asyncio.to_thread(self._compare)  # which may know better what was wrong first
                     raise subscriber.failure
                 if subscriber.awake and not all(
                     _has(journal, marker, columns[journal.table.name]) for journal in subscriber.journals
@@ -339,7 +340,13 @@ async def run_plan(plan: Plan) -> Report:
             lines = [
                 f"{type(error).__name__}: {error}",
                 *("the plan was:", str(plan), "what happened:", *round_.log[-80:]),
-                *(line for client in clients for line in client.log[-10:]),
+                *(line[:300] for client in clients for line in client.log[-10:]),
+                *(
+                    f"{each.name} heard {line}"[:500]
+                    for each in clients
+                    if each.name in str(error)
+                    for line in each.recent
+                ),
                 *("the server's last words:", *(line.rstrip() for line in stage.server_errors[-40:])),
             ]
             raise FailedError("\n".join(lines)) from error

@@ -143,7 +143,6 @@ class LiveFollower(TaskFollower):
 
     def __init__(self, name: str, url: str, journal: Journal) -> None:
         super().__init__(name, url, journal)
-        self.misled = False  # the changes have not led to the rows
         self._rows: list[JSONRow] = []
         self._refresh: asyncio.Event = asyncio.Event()
         self._refreshed: asyncio.Event = asyncio.Event()
@@ -160,17 +159,16 @@ class LiveFollower(TaskFollower):
             async with live:
                 changes = live.changes()
                 coming = asyncio.ensure_future(anext(changes))
+                refreshing = asyncio.ensure_future(self._refresh.wait())
                 try:
                     while True:
-                        refreshing = asyncio.ensure_future(self._refresh.wait())
                         await asyncio.wait([coming, refreshing], return_when=asyncio.FIRST_COMPLETED)
-                        refreshing.cancel()
-                        await asyncio.wait([refreshing])
                         if coming.done():
                             self._take(coming.result())
                             coming = asyncio.ensure_future(anext(changes))
-                        elif self._refresh.is_set():
+                        elif refreshing.done():
                             self._refresh.clear()
+                            refreshing = asyncio.ensure_future(self._refresh.wait())
                             assert self._rows == live.rows, (
                                 f"{self.name}: the changes do not lead to the rows"
                             )
@@ -178,9 +176,9 @@ class LiveFollower(TaskFollower):
                                 journal.move_to(live.position)
                             self._refreshed.set()
                 finally:
-                    coming.cancel()
-                    with suppress(asyncio.CancelledError, StopAsyncIteration):
-                        await coming
+                    for task in (coming, refreshing):
+                        task.cancel()
+                    await asyncio.wait([coming, refreshing])
                     await changes.aclose()
 
     def _take(self, change: Change[Any]) -> None:

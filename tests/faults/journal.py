@@ -207,7 +207,8 @@ class Journal:
             except WrongError as error:
                 raise WrongError(
                     f"{self.name} ({self.table.name}, {self.filter.wire or 'all rows'}, columns {self.columns}) at"
-                    f" {entry.position}, a {type(entry).__name__}: {error}"
+                    f" {entry.position}, a {type(entry).__name__}: {error}\n    around it committed"
+                    f" {oracle.around(oracle.number_at(lsn_of(entry.position)))}"
                 ) from None
         return len(entries)
 

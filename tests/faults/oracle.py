@@ -79,8 +79,11 @@ class _History:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    end: int  # its commit record's end in the WAL
+    """A transaction: its commit record's end in the WAL, its id, and what it did, for people."""
+
+    end: int
     xid: int
+    did: str
 
 
 class Oracle:
@@ -160,7 +163,12 @@ class Oracle:
     def _commit(self, end: int, messages: Sequence[bytes]) -> None:
         number = len(self.commits)
         [xid] = struct.unpack_from("!I", messages[0], 17)
+        did: Counter[str] = Counter()
         for message in messages[1:]:
+            if message[:1] in b"IUD":
+                did[f"{message[:1].decode()} {self._of(message, 1)[0].table.name}"] += 1
+            elif message[:1] in b"TM":
+                did["TRUNCATE" if message[:1] == b"T" else "message"] += 1
             match message[:1]:
                 case b"R":
                     self._relation(message)
@@ -189,7 +197,7 @@ class Oracle:
                     self._message(number, message)
                 case _:
                     pass
-        self.commits.append(Commit(end, xid))
+        self.commits.append(Commit(end, xid, ", ".join(f"{count} {what}" for what, count in did.items())))
         self._ends.append(end)
         self._xids[xid] = number
 
@@ -373,6 +381,14 @@ class Oracle:
     def commit_ending_at(self, lsn: int) -> Commit | None:
         number = bisect_right(self._ends, lsn) - 1
         return self.commits[number] if number >= 0 and self._ends[number] == lsn else None
+
+    def around(self, count: int) -> str:
+        """The commits around a place, for a failure's text."""
+        return "; ".join(
+            f"{'>' if number >= count else ' '}{commit.xid} {commit.end:x}: {commit.did}"
+            for number, commit in enumerate(self.commits)
+            if count - 12 <= number < count + 4
+        )
 
     def key_of(self, table: str, row: JSONRow) -> Key:
         key = self._tables[table].table.key

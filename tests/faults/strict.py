@@ -63,7 +63,7 @@ class StrictClient:
         self.connects = 0
         self.failure: BaseException | None = None
         self.log: list[str] = []
-        self._recent: deque[str] = deque(maxlen=12)
+        self.recent: deque[str] = deque(maxlen=80)
         self._names = 0
         self._reading = asyncio.Event()
         self._reading.set()
@@ -115,11 +115,8 @@ class StrictClient:
                     each.shape, each.loading, each.held, each.due, each.asked = None, None, [], None, False
                 self._link = None
                 await asyncio.sleep(_RECONNECT_SECONDS)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            self.failure = error
-            raise
+        except Exception as error:  # noqa: BLE001 - it is raised at the barrier
+            self.failure = WrongError(f"{error!r}, after:\n    " + "\n    ".join(self.recent))
 
     async def _connection(self) -> None:
         # A small queue: who does not read here holds the server back through the socket.
@@ -194,7 +191,7 @@ class StrictClient:
         await link.send(json.dumps({"type": "unsubscribe", "id": wire}))
 
     async def _receive(self, link: ClientConnection, message: dict[str, Any]) -> None:
-        self._recent.append(f"{message['type']} {message.get('id', '')} {message.get('position', '')}")
+        self.recent.append(f"{asyncio.get_running_loop().time():.3f} {_summary(message)}")
         match message["type"]:
             case "subscribed":
                 self._subscribed(message)
@@ -290,9 +287,7 @@ class StrictClient:
     async def _transaction(self, link: ClientConnection, message: dict[str, Any]) -> None:
         position = message["position"]
         if message["base"] > self.told:
-            raise WrongError(
-                f"{self.name}: base {message['base']} lies beyond {self.told}, after {list(self._recent)}"
-            )
+            raise WrongError(f"{self.name}: base {message['base']} lies beyond {self.told}")
         for each in self.subscriptions:
             if each.shape is None:
                 continue
@@ -319,3 +314,19 @@ class StrictClient:
                 return
         if message["code"] != "unknown_subscription":
             raise WrongError(f"{self.name}: {message}")
+
+
+def _summary(message: dict[str, Any]) -> str:
+    """A frame in one line, for a failure's text."""
+    parts = [
+        f"{name} {message[name]}"
+        for name in ("id", "shape", "chunk", "last", "base", "position", "txid", "reason", "code", "message")
+        if name in message
+    ]
+    if "rows" in message:
+        parts.append(f"{len(message['rows'])} rows")
+    parts.extend(
+        f"{change['op']} {change['shape']} {list(change.get('key', {}).values())}"
+        for change in message.get("changes", ())[:20]
+    )
+    return f"{message['type']}: {', '.join(parts)}"
