@@ -115,7 +115,7 @@ def test_keepalives_move_the_position_between_transactions_only_and_never_back()
 
 
 def test_a_transaction_over_the_bound_names_every_table_that_it_touched() -> None:
-    other = Relation(8, "public", "other", "full", RELATION.columns)
+    other, emptied = (Relation(oid, "public", f"t{oid}", "full", RELATION.columns) for oid in (8, 9))
     made = assembler(max_transaction_bytes=1000)
     [gap] = feed(
         made,
@@ -125,11 +125,12 @@ def test_a_transaction_over_the_bound_names_every_table_that_it_touched() -> Non
         *[Insert(7, ROW)] * 10,
         other,
         Insert(8, ROW),
-        Truncate((7,), False, False),
+        emptied,
+        Truncate((7, 9), False, False),
         message(b"confirm late"),
         commit(200),
     )
-    assert gap == Gap(make_position(EPOCH, 200), "transaction_too_large", frozenset({7, 8}), 701)
+    assert gap == Gap(make_position(EPOCH, 200), "transaction_too_large", frozenset({7, 8, 9}), 701)
     [transaction] = feed(made, begin(702), Insert(7, ROW), commit(300))
     assert isinstance(transaction, Transaction)
     assert [each.index for each in transaction.changes] == [0]

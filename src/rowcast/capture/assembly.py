@@ -176,6 +176,9 @@ class Assembler:
         for oid in truncate.oids:
             if oid not in self._bound:
                 return oid
+        if self._too_large:
+            self._touched.update(truncate.oids)
+            return None
         for oid in truncate.oids:
             self._change(oid, "TRUNCATE", None, None, 0)
         return None
