@@ -9,7 +9,8 @@ WAL order is not visibility order: a transaction reaches the stream before other
                                                   ╰── T2 came *before* S was taken, and S lacks it
 
 1. The replay log holds what was recently delivered (the look-back) and everything from here on.
-2. In REPEATABLE READ: S = pg_current_snapshot(), then the rows as S sees them. After S: L, the database's WAL end.
+2. In REPEATABLE READ, with the table locked against TRUNCATE: S = pg_current_snapshot(), then the rows as S sees them.
+   After S: L, the database's WAL end.
 3. Every transaction of the log that S does *not* see is applied over the rows, in commit order.
 4. When the stream has passed L, the result is the exact state at the stream's head: a transaction up to the head
    either is visible in S, and then it is in the rows, or it is not, and then it was in the log.
@@ -124,7 +125,7 @@ class SnapshotReader:
         async with self._slots, self._connection() as (connection, life):
             while True:
                 async with connection.transaction():
-                    await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    await connection.execute(_begin(table))
                     cursor = await connection.execute("SELECT pg_current_snapshot()::text, pg_backend_pid()")
                     row = await cursor.fetchone()
                     assert row is not None
@@ -227,6 +228,14 @@ class SnapshotReader:
             await self._idle.pop().close()
 
 
+def _begin(table: Table) -> sql.Composed:
+    # The lock comes before S: TRUNCATE and ALTER TABLE … TYPE take rows from older snapshots too, so neither may get in
+    # between S and the rows.
+    return sql.SQL(
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE {} IN ACCESS SHARE MODE"
+    ).format(sql.Identifier(table.schema, table.name))
+
+
 # The row of the table, of its schema, or of a publication of all tables: whichever put the table there.
 _ADDED_BY: Final = """
 SELECT coalesce(max(pg_snapshot_xmax(pg_current_snapshot())::text::bigint - age(added)), 0)
@@ -283,7 +292,7 @@ async def _sees_the_dropped(
 # Of a role that may not look at others, these columns are NULL.
 _WAITING_FOR_STANDBY: Final = """
 SELECT FROM pg_stat_activity
-WHERE wait_event = 'SyncRep' AND backend_xid::text::bigint IN (SELECT xid % 4294967296 FROM unnest(%s::bigint[]) AS xid)
+WHERE wait_event = 'SyncRep' AND backend_xid::text::bigint IN (SELECT xid %% 4294967296 FROM unnest(%s::bigint[]) AS xid)
 """
 
 
