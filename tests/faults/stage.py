@@ -206,11 +206,13 @@ class Stage:
 
 
 class Writers:
-    """The writers' process."""
+    """The writers' process: `program` is a module that speaks as `tests.faults.writers` does."""
+
+    program = "tests.faults.writers"
 
     def __init__(self, dsn: str, schema_seed: str, seed: str, count: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.writers", dsn, schema_seed, seed, str(count)],
+            [sys.executable, "-m", self.program, dsn, schema_seed, seed, str(count)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -220,11 +220,11 @@ class Writer:
         connection.execute(f"TRUNCATE {', '.join(names)}".encode())
 
 
-def main() -> None:
+def main(kind: type[Writer] = Writer) -> None:
     dsn, schema_seed, seed, count = sys.argv[1:]
     tables = random_schema(random.Random(schema_seed))
     gate = Gate(int(count))
-    writers = [Writer(dsn, tables, f"{seed}-{number}", gate) for number in range(int(count))]
+    writers = [kind(dsn, tables, f"{seed}-{number}", gate) for number in range(int(count))]
     threads = [threading.Thread(target=writer.run) for writer in writers]
     for thread in threads:
         thread.start()
