@@ -253,6 +253,10 @@ class Round:
         self.say(f"barrier {self._marked}, {self.report.commits} transactions")
         await self._until_all_have(self._marked, columns)
         await asyncio.to_thread(self._compare)
+        for subscriber in self.subscribers:
+            if subscriber.awake:
+                for journal in subscriber.journals:
+                    await asyncio.to_thread(journal.verify_end, self._oracle)
 
     async def _until_all_have(self, value: int, columns: Mapping[str, tuple[str, ...]]) -> None:
         deadline = time.monotonic() + _BARRIER_SECONDS
@@ -262,7 +266,7 @@ class Round:
             for subscriber in self.subscribers:
                 await subscriber.refresh()
                 if subscriber.failure is not None:
-                    await asyncio.to_thread(self._compare)  # which may know better what was wrong first
+                    await asyncio.to_thread(self._compare)  # which may know what was wrong before
                     raise subscriber.failure
                 if subscriber.awake and not all(
                     _has(journal, marker, columns[journal.table.name]) for journal in subscriber.journals
@@ -280,24 +284,15 @@ class Round:
     def _compare(self) -> None:
         oracle = self._oracle
         oracle.read()
-        watching = [
-            journal for subscriber in self.subscribers if subscriber.awake for journal in subscriber.journals
-        ]
-        sleeping = [
-            journal
-            for subscriber in self.subscribers
-            if not subscriber.awake
-            for journal in subscriber.journals
-        ]
-        oracle.evaluate(journal.shape for journal in (*watching, *sleeping, *self._retired))
+        journals = [journal for subscriber in self.subscribers for journal in subscriber.journals]
+        journals += self._retired
+        oracle.evaluate(journal.shape for journal in journals)
         oracle.verify()
-        for journal in (*watching, *sleeping, *self._retired):
+        for journal in journals:
             self.report.snapshots += sum(isinstance(entry, Loaded) for entry in journal.entries)
             self.report.states += journal.verify(oracle)
             self.report.resyncs += journal.resyncs
             journal.resyncs.clear()
-        for journal in watching:
-            journal.verify_end(oracle)
         self._retired.clear()
 
 

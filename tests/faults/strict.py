@@ -23,8 +23,19 @@ _EPOCH_DIGITS: Final = 16
 _SILENT_INTERVALS: Final = 2.5  # as the server counts
 _RECONNECT_SECONDS: Final = 0.2
 _ANSWER_SECONDS: Final = 5.0  # a lost question is asked again
-# What may befall a subscription without its being wrong: the rows are asked for again.
-_PASSING_ERRORS: Final = frozenset({"snapshot_failed"})
+# What may befall a reading of rows without anything being wrong: links and servers that end, columns that go.
+_PASSING_REASONS: Final = (
+    "connection",
+    "terminating",
+    "the table changes faster than it can be read",
+    "does not exist",
+    "starting up",
+    "shutting down",
+    "recovery mode",
+    "timeout",
+    "SSL",
+    "capture was closed",
+)
 
 
 @dataclass(slots=True)
@@ -308,7 +319,8 @@ class StrictClient:
         for each in self.subscriptions:
             if each.wire and each.wire == message.get("id"):
                 self.log.append(f"{each.journal.name}: {message['code']}: {message['message']}")
-                if message["code"] not in _PASSING_ERRORS:
+                passing = any(reason in message["message"] for reason in _PASSING_REASONS)
+                if message["code"] != "snapshot_failed" or not passing:
                     raise WrongError(f"{each.journal.name} ({each.journal.filter.wire}): {message}")
                 await self._leave(link, each, 0.2)
                 return
