@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The marker is rebuilt when the dependencies change, so that every target can depend on it.
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check format lint types imports bench faults browser clean
+.PHONY: help setup demo test check format lint types imports bench explore faults browser clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -46,6 +46,9 @@ imports: $(READY)
 
 bench: $(READY) ## measure, and write docs/performance.md
 	@$(BIN)/python -m bench
+
+explore: $(READY) ## the client's store in every order of three mutations, three commits and all faults of the stream
+	@ROWCAST_EXPLORE=full $(BIN)/python -m pytest -q tests/client/test_exploration.py
 
 faults: $(READY) ## random writers, subscribers and faults against an oracle; FAULTS_SECONDS=600, FAULTS_SEED=…
 	@$(BIN)/python -m tests.faults

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from tests.client.world import writers
+from tests.client.scope import written
 
 from rowcast.client.events import Event, SnapshotChunk, Transaction
 from rowcast.client.outputs import AskStatus, Output, Refetch, SendMutation
@@ -91,7 +91,7 @@ class NaiveClient:
         return bool(self.open)
 
     def fingerprint(self) -> object:
-        return writers(self.rows.rows), self.now, frozenset(self.open)
+        return written(self.rows.rows), self.now, frozenset(self.open)
 
 
 class PatchAndIgnore(NaiveClient):
@@ -133,4 +133,4 @@ class SnapshotRollback(NaiveClient):
         return []
 
     def fingerprint(self) -> object:
-        return super().fingerprint(), frozenset((name, writers(rows)) for name, rows in self.saved.items())
+        return super().fingerprint(), frozenset((name, written(rows)) for name, rows in self.saved.items())
