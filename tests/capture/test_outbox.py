@@ -421,6 +421,28 @@ async def test_the_outbox_gives_way_before_the_disk(
         assert follower.gaps == []
 
 
+async def test_columns_may_have_the_names_of_what_the_triggers_use(
+    connection: psycopg.Connection, dsn: str
+) -> None:
+    """PL/pgSQL refuses a name that could be a variable or a column, and the application's statement with it."""
+    names = ("number", "row_count", "tg_relid", "r", "new_rows", "old_rows", "new", "old", "content", "found")
+    columns = ", ".join(f"{name} int" for name in names)
+    connection.execute(f"CREATE TABLE jobs (id int PRIMARY KEY, {columns})".encode())
+    watch(dsn, "jobs")
+    async with Follower(capture(dsn)) as follower:
+        connection.execute("INSERT INTO jobs (id, number) VALUES (1, 1)")
+        connection.execute("UPDATE jobs SET number = 2")
+        connection.execute("DELETE FROM jobs")
+        connection.execute("TRUNCATE jobs")
+        await follower.caught_up()
+        assert [change.operation for each in follower.transactions for change in each.changes] == [
+            "INSERT",
+            "UPDATE",
+            "DELETE",
+            "TRUNCATE",
+        ]
+
+
 async def test_names_of_all_kinds_large_rows_and_wide_tables_pass(
     connection: psycopg.Connection, dsn: str
 ) -> None:

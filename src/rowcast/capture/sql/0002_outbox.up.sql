@@ -103,8 +103,9 @@ END;
 $function$;
 
 -- Five functions that write. Columns are not named: a row is written as the record's text, so that no change of the
--- table can make them fail. r.* is the record even where a column is named r, and record_out() is no cast, which the
--- table's owner could define. The settings are those of rowcast.values.
+-- table can make them fail. r.* is the record even where a column is named r, a variable is meant even where a column
+-- has its name, and record_out() is no cast, which the table's owner could define. The settings are those of
+-- rowcast.values.
 --
 -- Who has written wakes the server. While it sleeps it holds the lock, and every transaction rings. Otherwise it is
 -- awake, and cannot fall asleep before the transactions that got the lock have ended and been read: NOTIFY, for which
@@ -135,6 +136,7 @@ BEGIN
             SET datestyle = 'ISO' SET timezone = 'UTC' SET intervalstyle = 'postgres' SET extra_float_digits = 1
             SET bytea_output = 'hex' SET lc_monetary = 'C'
             AS $function$
+            #variable_conflict use_variable
             DECLARE
                 number bigint := coalesce(
                     nullif(current_setting(concat('rowcast.statement_', pg_trigger_depth()), true), ''),
