@@ -185,22 +185,20 @@ class SnapshotReader:
             heard = life.heard
             await asyncio.sleep(SILENCE_SECONDS)
             waiting = connection.pgconn.transaction_status == TransactionStatus.ACTIVE
-            if not waiting or life.heard != heard or (life.pid and await self._works(life.pid)):
+            if not waiting or life.heard != heard or await self._works(life.pid):
                 continue
             sever(connection)
             return
 
-    async def _works(self, pid: int) -> bool:
-        """Whether a process of the server is in the middle of a statement."""
+    async def _works(self, pid: int | None) -> bool:
+        """Whether a process of the server is in the middle of a statement; before its first answer, at the lock."""
         try:
             connection = await self._connect()
         except psycopg.OperationalError:
             return False
         too_late = asyncio.get_running_loop().call_later(SILENCE_SECONDS, sever, connection)
         try:
-            cursor = await connection.execute(
-                "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'", (pid,)
-            )
+            cursor = await connection.execute(_WORKING, {"pid": pid})
             return cursor.rowcount > 0
         except psycopg.OperationalError:
             return False
@@ -226,6 +224,15 @@ class SnapshotReader:
         """Close the connections that are idle."""
         while self._idle:
             await self._idle.pop().close()
+
+
+_WORKING: Final = """
+SELECT FROM pg_stat_activity
+WHERE state = 'active' AND CASE
+    WHEN %(pid)s::int IS NULL THEN application_name = 'rowcast snapshot' AND wait_event_type = 'Lock'
+    ELSE pid = %(pid)s
+END
+"""
 
 
 def _begin(table: Table) -> sql.Composed:
