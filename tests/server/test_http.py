@@ -97,13 +97,19 @@ async def test_an_event_stream_can_begin_with_the_rows_and_speak_the_full_form(
         ("channel=projects&colour=red", "unknown parameter colour"),
         ("channel=projects&channel=jobs&filter=id=eq.1", "filter belongs to one channel"),
         ("channel=projects&since=never", "16 hex digits"),
-        ("channel=projects&form=grand", "form is plain or full"),
+        ("channel=projects&form=grand", "form is plain or full, not grand"),
+        ("channel=projects&snapshot=yes", "snapshot is true or false, not yes"),
+        ("channel=projects&only_changed=x", "only_changed is true or false, not x"),
+        ("channel=projects&snapshot=true&since=x", "snapshot and since exclude each other"),
+        ("channel=projects&where=id=$1&params=5", "params is a JSON list"),
+        ("channel=projects&columns=id&columns=name", "columns is there 2 times"),
     ],
 )
 async def test_a_bad_query_is_answered_by_a_sentence(http: httpx.AsyncClient, query: str, words: str) -> None:
     response = await http.get(f"/sse?{query}")
     assert response.status_code == 400
     assert words in response.json()["error"]
+    assert "rowcast_connections 0.0" in (await http.get("/metrics")).text
 
 
 async def test_rows_whole_as_lines_and_in_pages_are_the_same(http: httpx.AsyncClient) -> None:
@@ -165,6 +171,9 @@ async def test_the_position_of_rows_continues_in_the_stream(
         ("/v1/rows/nothing", 404, "known: jobs, projects"),
         ("/v1/rows/projects?filter=id=eq.abc", 400, "abc"),
         ("/v1/rows/projects?limit=many", 400, "limit"),
+        ("/v1/rows/projects?limit=0", 400, "leave it out for all rows"),
+        ("/v1/rows/projects?wait=-1", 400, "write wait=20"),
+        ("/v1/rows/projects?only_changed=true", 400, "unknown parameter only_changed"),
         ("/v1/rows/projects?colour=red", 400, "colour"),
         ("/v1/rows/projects?where=id=$1&params=[", 400, "params"),
         ("/v1/rows/projects?cursor=abc.1", 410, "expired"),

@@ -167,6 +167,7 @@ class Client:
         where: str | None = ...,
         params: Sequence[object] = ...,
         columns: Sequence[str] | None = ...,
+        only_changed: bool = ...,
         order_by: str | Sequence[str] = ...,
         limit: int | None = ...,
         handlers: Handlers | None = ...,
@@ -181,6 +182,7 @@ class Client:
         where: str | None = ...,
         params: Sequence[object] = ...,
         columns: Sequence[str] | None = ...,
+        only_changed: bool = ...,
         order_by: str | Sequence[str] = ...,
         limit: int | None = ...,
         handlers: Handlers | None = ...,
@@ -194,6 +196,7 @@ class Client:
         where: str | None = None,
         params: Sequence[object] = (),
         columns: Sequence[str] | None = None,
+        only_changed: bool = False,
         order_by: str | Sequence[str] = (),
         limit: int | None = None,
         handlers: Handlers | None = None,
@@ -207,6 +210,7 @@ class Client:
             where: In SQL form, `org_id = $1`, with `params`.
             params: See `where`.
             columns: Only these columns, and the key.
+            only_changed: Have updates bring only what they change. The rows are the same, with fewer bytes to bring them.
             order_by: Column names, a minus before those in descending order: `-created_at,name`.
             limit: Show only the first so many.
             handlers: Keep the list with these instead of `order_by` and `limit`.
@@ -221,7 +225,14 @@ class Client:
         if self._closed:
             raise ClientError("the client is closed: connect() again")
         shared = self._share(
-            Interest(channel, filter, where, tuple(params), None if columns is None else tuple(columns))
+            Interest(
+                channel,
+                filter,
+                where,
+                tuple(params),
+                None if columns is None else tuple(columns),
+                only_changed=only_changed,
+            )
         )
         live = LiveRows(self, shared.id, channel, type, order_by, limit, handlers)
         shared.users.append(live)

@@ -24,6 +24,7 @@ class Interest(msgspec.Struct, frozen=True):
         filter: In PostgREST form, `org_id=eq.5`.
         where: In SQL form, with `$1` for `params`.
         columns: Names of the columns wanted; the key always comes. None for all.
+        only_changed: An UPDATE brings the key and the columns that it has changed only.
         rows: The subscriber keeps the rows: a snapshot comes first, and again after each resync.
         since: Tell everything after this position, instead of a snapshot.
     """
@@ -35,6 +36,7 @@ class Interest(msgspec.Struct, frozen=True):
     columns: Sequence[str] | None = None
     rows: bool = True
     since: str | None = None
+    only_changed: bool = False
 
 
 class Subscribed(msgspec.Struct, frozen=True):

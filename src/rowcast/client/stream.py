@@ -70,6 +70,7 @@ async def stream(
     where: str | None = None,
     params: Sequence[object] = (),
     columns: Sequence[str] | None = None,
+    only_changed: bool = False,
     since: str | None = None,
     snapshot: bool = False,
     token: TokenSource = None,
@@ -91,6 +92,8 @@ async def stream(
         where: In SQL form, with `$1` for `params`.
         params: See `where`.
         columns: Only these columns, and the key.
+        only_changed: Of an UPDATE, `new` and `old` hold the key and what has changed only. One that has changed none
+            of the columns is not told.
         since: Tell everything after this position; no snapshot then, unless it cannot be told any more.
         snapshot: Keep rows: see above.
         token: See `Connection`.
@@ -119,7 +122,8 @@ async def stream(
         attempts=attempts,
         old_rows=not snapshot,  # with a snapshot the caller has the rows
     )
-    connection.subscribe(_SUBSCRIPTION, Interest(channel, filter, where, params, columns, snapshot, since))
+    interest = Interest(channel, filter, where, params, columns, snapshot, since, only_changed)
+    connection.subscribe(_SUBSCRIPTION, interest)
     async with connection:
         while True:
             while waiting:

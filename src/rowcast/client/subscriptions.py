@@ -372,6 +372,8 @@ class Subscriptions:
         entry: JSONObject = {"id": subscription.wire, "channel": interest.channel}
         if interest.columns is not None:
             entry["columns"] = list(interest.columns)
+        if interest.only_changed:
+            entry["only_changed"] = True
         if interest.filter is not None:
             entry["filter"] = interest.filter
         if interest.where is not None:

@@ -44,7 +44,7 @@ class Form(Protocol):
         """Whether a transaction without a visible change is told for its confirms."""
         ...
 
-    def prefix(self, shape: Shape, label: str) -> bytes:
+    def prefix(self, outlet: Outlet) -> bytes:
         """What every change of an outlet has in common."""
         ...
 
@@ -86,17 +86,38 @@ class TransactionHeader:
 
 
 class Outlet:
-    """One way in which a shape is delivered: in a form, under a label (a plain client's name for it)."""
+    """One way in which a shape is delivered.
 
-    __slots__ = ("audiences", "form", "label", "prefix", "shape", "uses")
+    Attributes:
+        number: The server's number for it, in frames.
+        label: A plain client's name for it.
+        only_changed: Whether an UPDATE tells the columns only that it has changed.
+        uses: Subscriptions, active or not.
+    """
 
-    def __init__(self, shape: Shape, form: Form, label: str) -> None:
+    __slots__ = ("audiences", "form", "label", "number", "only_changed", "prefix", "shape", "uses")
+
+    def __init__(self, number: int, shape: Shape, form: Form, label: str, *, only_changed: bool) -> None:
+        self.number = number
         self.shape = shape
         self.form = form
         self.label = label
-        self.prefix = form.prefix(shape, label)
+        self.only_changed = only_changed
+        self.prefix = form.prefix(self)
         self.audiences: dict[Audience, None] = {}
-        self.uses = 0  # subscriptions, active or not
+        self.uses = 0
+
+    @property
+    def key(self) -> OutletKey:
+        """What makes outlets of one shape equal."""
+        return self.form.name, self.label, self.only_changed
+
+    def fragment(self, operation: Operation, encoded: EncodedChange) -> bytes | None:
+        """A change as the form writes it; None for an UPDATE that has changed nothing of what is told here."""
+        if self.only_changed and operation == "UPDATE":
+            differences = encoded.differences
+            return None if differences is None else self.form.change(self.prefix, operation, differences)
+        return self.form.change(self.prefix, operation, encoded)
 
 
 class Audience:
@@ -133,6 +154,7 @@ class Audience:
             del outlet.audiences[self]
 
 
+OutletKey = tuple[str, str, bool]
 AudienceKey = tuple[str, str, frozenset[Outlet]]
 
 

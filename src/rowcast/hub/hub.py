@@ -37,6 +37,7 @@ class Request:
         subscription: The subscription's id on its connection.
         label: How a plain client's changes name the subscription; empty where the id is the channel.
         expression: The parsed filter, or None.
+        only_changed: Whether an UPDATE tells the columns only that it has changed.
     """
 
     subscription: str
@@ -45,6 +46,7 @@ class Request:
     expression: Expression | None = None
     since: Position | None = None
     label: str = ""
+    only_changed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -191,7 +193,9 @@ class Hub:
                         change, shape.projection, transaction.position
                     )
                 for outlet in shape.outlets.values():
-                    fragment = outlet.form.change(outlet.prefix, effect, piece)
+                    fragment = outlet.fragment(effect, piece)
+                    if fragment is None:
+                        continue
                     for audience in outlet.audiences:
                         self.deliveries[shape.table.channel] += len(audience.members)
                         if audience in parts:
@@ -262,7 +266,7 @@ class Hub:
                 f'this connection has a subscription "{request.subscription}" already: '
                 "unsubscribe first, or give the second one another id",
             )
-        outlet = self._outlet(self._shape(request), subscriber.form, request.label)
+        outlet = self._outlet(self._shape(request), subscriber.form, request)
         outlet.uses += 1
         subscription = Subscription(request.subscription, request, outlet, self.head, active)
         subscriber.subscriptions[request.subscription] = subscription
@@ -363,7 +367,9 @@ class Hub:
                     unknown.extend(outlets.pop(outlet))
                 elif effect is not None:
                     piece = EncodedChange(change, shape.projection, transaction.position)
-                    fragments.append(outlet.form.change(outlet.prefix, effect, piece))
+                    fragment = outlet.fragment(effect, piece)
+                    if fragment is not None:
+                        fragments.append(fragment)
         return fragments, unknown, changed
 
     def unsubscribe(self, subscriber: Subscriber, subscription_id: str) -> Subscription:
@@ -422,16 +428,17 @@ class Hub:
         shape = outlet.shape
         if outlet.uses:
             return
-        del shape.outlets[outlet.form.name, outlet.label]
+        del shape.outlets[outlet.key]
         if not shape.outlets and self._shapes.get(shape.key) is shape:
             del self._shapes[shape.key]
             self._routes[shape.table.oid].remove(shape)
 
-    def _outlet(self, shape: Shape, form: Form, label: str) -> Outlet:
-        key = (form.name, label)
-        outlet = shape.outlets.get(key)
+    def _outlet(self, shape: Shape, form: Form, request: Request) -> Outlet:
+        outlet = shape.outlets.get((form.name, request.label, request.only_changed))
         if outlet is None:
-            outlet = shape.outlets[key] = Outlet(shape, form, label)
+            self._numbers += 1
+            outlet = Outlet(self._numbers, shape, form, request.label, only_changed=request.only_changed)
+            shape.outlets[outlet.key] = outlet
         return outlet
 
     def describe(self, request: Request) -> Shape:
@@ -445,8 +452,7 @@ class Hub:
         self._check_columns(table, names)
         shape = self._shapes.get((table.oid, names, bound.key if bound else ""))
         if shape is None:
-            self._numbers += 1
-            shape = Shape(self._numbers, table, names, self._projection(table, names), bound)
+            shape = Shape(table, names, self._projection(table, names), bound)
         return shape
 
     def _shape(self, request: Request) -> Shape:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from rowcast.filters import BoundFilter, FilterIndex
-from rowcast.model import MISSING, Change, Operation, Position, Table
+from rowcast.model import MISSING, Change, Missing, Operation, Position, Row, Table
 from rowcast.values import RowEncoder
 
 if TYPE_CHECKING:
-    from rowcast.hub.audience import Outlet
+    from rowcast.hub.audience import Outlet, OutletKey
 
 # What a change is for one shape; UNKNOWN where a filter needs a value that PostgreSQL did not send.
 Effect: TypeAlias = Operation | Literal["UNKNOWN"]
@@ -50,14 +50,16 @@ class Projection:
 class EncodedChange:
     """One change as JSON pieces for one projection, each made at most once and only when asked for."""
 
-    __slots__ = ("_new", "_old", "change", "id", "projection")
+    __slots__ = ("_differences", "_new", "_old", "change", "id", "position", "projection")
 
     def __init__(self, change: Change, projection: Projection, position: Position) -> None:
         self.change = change
         self.projection = projection
+        self.position = position
         self.id = b"%s-%08x" % (position.encode(), change.index)
         self._new: bytes | None = None
         self._old: bytes | None = None
+        self._differences: EncodedChange | Missing | None = MISSING
 
     @property
     def new(self) -> bytes:
@@ -92,31 +94,58 @@ class EncodedChange:
             old is not None and new is not None and any(old[i] != new[i] for i in self.projection.table.key)
         )
 
+    @property
+    def differences(self) -> EncodedChange | None:
+        """An UPDATE with its key and the columns that it has changed only; None where these are none.
+
+        Where the old row is not known, every column may have changed. Without a key the old row stays whole: it says
+        which row it is.
+        """
+        if self._differences is MISSING:
+            self._differences = self._find_differences()
+        return self._differences
+
+    def _find_differences(self) -> EncodedChange | None:
+        change, projection = self.change, self.projection
+        old, new = change.old, change.new
+        assert new is not None
+        if old is None:
+            return self
+        told = {i for i in projection.columns if new[i] is not MISSING and new[i] != old[i]}
+        if not told:
+            return None
+        told.update(projection.table.key)
+
+        def cut(row: Row) -> Row:
+            return tuple(value if index in told else MISSING for index, value in enumerate(row))
+
+        kept = cut(old) if projection.table.key else old
+        return EncodedChange(
+            Change(change.table, "UPDATE", cut(new), kept, change.index), projection, self.position
+        )
+
 
 class Shape:
     """Table, columns and filter: equal shapes are one object, however many clients watch it.
 
     Attributes:
-        number: The server's number for it, in frames.
-        outlets: How it is delivered: one outlet for each form and label in use.
+        outlets: How it is delivered: one outlet for each way that is in use.
     """
 
-    __slots__ = ("filter", "names", "number", "outlets", "projection", "table")
+    __slots__ = ("filter", "names", "outlets", "projection", "table")
 
     def __init__(
         self,
-        number: int,
         table: Table,
         names: frozenset[str] | None,
         projection: Projection,
         bound: BoundFilter | None,
     ) -> None:
-        self.number = number
         self.table = table
         self.names = names
         self.projection = projection
         self.filter = bound
-        self.outlets: dict[tuple[str, str], Outlet] = {}
+        self.outlets: dict[OutletKey, Outlet] = {}
 
     @property
     def key(self) -> ShapeKey:

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from rowcast.hub import EncodedChange, Framing, Shape, TransactionHeader
+from rowcast.hub import EncodedChange, Framing, Outlet, TransactionHeader
 from rowcast.model import Operation, Position
 
 _json: Final = msgspec.json.Encoder().encode
@@ -28,11 +28,12 @@ class PlainForm:
     name: str = "plain"
     tells_confirms: bool = False
 
-    def prefix(self, shape: Shape, label: str) -> bytes:
-        subscription, channel = _split_label(label)
+    def prefix(self, outlet: Outlet) -> bytes:
+        subscription, channel = _split_label(outlet.label)
+        table = outlet.shape.table
         fields = b',"table":%s,"schema":%s,"channel":%s' % (
-            _json(shape.table.name),
-            _json(shape.table.schema),
+            _json(table.name),
+            _json(table.schema),
             _json(channel),
         )
         return fields + (b',"subscription":%s' % _json(subscription) if subscription else b"")
@@ -85,8 +86,8 @@ class FullForm:
         self.name = "full with old rows" if old_rows else "full"
         self._old_rows = old_rows
 
-    def prefix(self, shape: Shape, label: str) -> bytes:  # noqa: ARG002 - shapes are named by number
-        return b'{"shape":%d,' % shape.number
+    def prefix(self, outlet: Outlet) -> bytes:
+        return b'{"shape":%d,' % outlet.number
 
     def change(self, prefix: bytes, operation: Operation, encoded: EncodedChange) -> bytes:
         parts = [prefix, _OPERATIONS[operation], b',"id":"', encoded.id, b'"']

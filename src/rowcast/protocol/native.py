@@ -36,15 +36,18 @@ _CLOSE_TOO_MANY_MESSAGES: Final = 4003
 
 _encode: Final = msgspec.json.Encoder().encode
 Identifier: TypeAlias = str | int
+# Values for the $1, $2, … of `where`.
+Parameters: TypeAlias = list[str | int | float | bool | None]
 
 
 class SubscribeFrame(msgspec.Struct, tag_field="type", tag="subscribe"):
     channel: str
     id: str | None = None
     columns: list[str] | None = None
+    only_changed: bool = False
     filter: str | None = None
     where: str | None = None
-    params: list[str | int | float | bool | None] | None = None
+    params: Parameters | None = None
     snapshot: bool = False
     since: str | None = None
 
@@ -55,9 +58,10 @@ class _Entry(msgspec.Struct):
     channel: str
     id: str
     columns: list[str] | None = None
+    only_changed: bool = False
     filter: str | None = None
     where: str | None = None
-    params: list[str | int | float | bool | None] | None = None
+    params: Parameters | None = None
     snapshot: bool = False
     since: str | None = None
 
@@ -315,7 +319,7 @@ class NativeSession:
         return _reply(
             "subscribed",
             id=subscription.id,
-            shape=shape.number,
+            shape=subscription.outlet.number,
             channel=subscription.request.channel,
             schema=shape.table.schema,
             table=shape.table.name,
@@ -350,7 +354,7 @@ class NativeSession:
         return _reply(
             "resync",
             id=subscription.id,
-            shape=subscription.shape.number,
+            shape=subscription.outlet.number,
             channel=subscription.request.channel,
             reason=reason,
             after_ms=after_ms,
@@ -398,6 +402,7 @@ def _request(frame: SubscribeFrame | _Entry, name: str, label: str) -> Request:
         expression=_expression(frame),
         since=None if frame.since is None else _position(frame.since),
         label=label,
+        only_changed=frame.only_changed,
     )
 
 

@@ -10,21 +10,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import parse_qs
 
-import msgspec
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from rowcast.errors import ProtocolError
 from rowcast.model import parse_position
 from rowcast.protocol.framing import EVENT_STREAM, LINE
 from rowcast.protocol.native import Form
 from rowcast.server.connection import ClientConnection
+from rowcast.server.query import SELECTION, Query
 from rowcast.server.service import Service
 
-_PARAMETERS: Final = frozenset(
-    {"channel", "filter", "where", "params", "columns", "since", "snapshot", "form", "token"}
-)
+_PARAMETERS: Final = SELECTION | {"channel", "only_changed", "since", "snapshot", "form", "token"}
+_FORMS: Final[Mapping[str, Form]] = {"plain": "plain", "full": "full"}
 
 
 class AsgiTransport:
@@ -122,8 +121,8 @@ class EventStreamEndpoint:
         form: Form = "plain"
         wishes: list[dict[str, object]] = []
         try:
-            form, wishes = _wishes(scope, headers)
-        except ValueError as error:
+            form, wishes = _wishes(scope["query_string"], headers.get("last-event-id"))
+        except ProtocolError as error:
             refusal = refusal or (400, str(error))
         if refusal is not None:
             await JSONResponse({"error": refusal[1]}, refusal[0])(scope, receive, send)
@@ -185,40 +184,38 @@ async def _receive_disconnect(receive: Receive) -> None:
         pass
 
 
-def _wishes(scope: Scope, headers: Mapping[str, str]) -> tuple[Form, list[dict[str, object]]]:
+def _wishes(query_string: bytes, last_event: str | None) -> tuple[Form, list[dict[str, object]]]:
     """The query as the form and the subscriptions that a WebSocket client would have named.
 
+    Args:
+        last_event: The position in a returning EventSource's header: it goes before what the address says.
+
     Raises:
-        ValueError: The query cannot be understood; the text says what to write.
+        ProtocolError: The query cannot be understood; the text says what to write.
     """
-    query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-    unknown = sorted(set(query) - _PARAMETERS)
-    if unknown:
-        raise ValueError(f"unknown parameter {unknown[0]}; known: {', '.join(sorted(_PARAMETERS))}")
-    channels = list(dict.fromkeys(query.get("channel", [])))
+    query = Query(query_string, _PARAMETERS)
+    channels = query.all("channel")
     if not channels:
-        raise ValueError("name what to watch: /sse?channel=projects")
-    common: dict[str, object] = {}
-    for name in ("filter", "where", "params", "columns"):
-        if name in query:
-            if len(channels) > 1:
-                raise ValueError(f"{name} belongs to one channel: open a stream for each")
-            common[name] = query[name][-1]
-    if "columns" in query:
-        common["columns"] = query["columns"][-1].split(",")
-    if "params" in query:
+        raise ProtocolError("invalid_frame", "name what to watch: /sse?channel=projects")
+    common = query.selection()
+    if common and len(channels) > 1:
+        raise ProtocolError(
+            "invalid_frame", f"{next(iter(common))} belongs to one channel: open a stream for each"
+        )
+    common["only_changed"] = query.switch("only_changed")
+    since, snapshot = query.text("since"), query.switch("snapshot")
+    if since and snapshot:
+        raise ProtocolError("invalid_frame", "snapshot and since exclude each other: write one of them")
+    if last_event or since:
         try:
-            common["params"] = msgspec.json.decode(query["params"][-1])
-        except msgspec.DecodeError as error:
-            raise ValueError(f"params must be a JSON list: {error}") from None
-    since = headers.get("last-event-id") or query.get("since", [""])[-1]
-    if since:
-        common["since"] = parse_position(since)
-    elif query.get("snapshot", ["false"])[-1].lower() in ("true", "1"):
-        common["snapshot"] = True
-    form = query.get("form", ["plain"])[-1]
-    if form not in ("plain", "full"):
-        raise ValueError(f"form is plain or full, not {form}")
+            common["since"] = parse_position(last_event or since or "")
+        except ValueError as error:
+            raise ProtocolError("invalid_position", f"since: {error}") from None
+    else:
+        common["snapshot"] = snapshot
+    form = _FORMS.get(query.text("form") or "plain")
+    if form is None:
+        raise ProtocolError("invalid_frame", f"form is plain or full, not {query.text('form')}")
     return form, [{"id": channel, "channel": channel, **common} for channel in channels]
 
 

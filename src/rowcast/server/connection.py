@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rowcast.errors import ProtocolError
-from rowcast.hub import Framing, Shape, Subscriber, Subscription
+from rowcast.hub import Framing, Outlet, Subscriber, Subscription
 from rowcast.model import Position
 from rowcast.protocol.forms import FULL, FULL_WITH_OLD_ROWS, PLAIN
 from rowcast.protocol.native import Close, Form, NativeSession, Reply, Subscribe, Unsubscribe, Wish
@@ -91,7 +91,7 @@ class ClientConnection:
             now,
         )
         self.subscriber: Subscriber | None = None
-        self.deliveries: dict[Shape, FullDelivery] = {}
+        self.deliveries: dict[Outlet, FullDelivery] = {}
         self._when_idle: list[Callable[[], None]] | None = None
         self._queue: deque[bytes] | None = None  # made when needed: most connections never are
         self._queued_bytes = 0

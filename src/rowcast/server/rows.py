@@ -10,10 +10,9 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -24,6 +23,7 @@ from rowcast.protocol.forms import PLAIN
 from rowcast.protocol.framing import LINE
 from rowcast.protocol.native import parse_request
 from rowcast.server.asgi import cors_headers
+from rowcast.server.query import SELECTION, Query
 from rowcast.server.service import Service
 from rowcast.server.snapshots import FrozenRows
 
@@ -33,7 +33,9 @@ _MAX_WAIT_SECONDS: Final = 25.0
 _KEEP_SECONDS: Final = 60.0
 # Results kept for readers of pages; the rows themselves are shared with the snapshot.
 _MAX_KEPT: Final = 64
-_PARAMETERS: Final = frozenset({"filter", "where", "params", "columns", "wait", "limit", "cursor"})
+_PARAMETERS: Final = SELECTION | {"wait", "limit", "cursor"}
+# Rows of a page that says by its cursor that it is one, and not how many it wants.
+_PAGE_ROWS: Final = 1000
 
 
 class _Bell:
@@ -88,43 +90,30 @@ class RowsEndpoint:
         return response
 
     async def _rows(self, service: Service, http: HttpRequest) -> Response:
-        query = http.query_params
-        unknown = sorted(set(query) - _PARAMETERS)
-        if unknown:
-            raise ProtocolError(
-                "invalid_frame", f"unknown parameter {unknown[0]}; known: {', '.join(sorted(_PARAMETERS))}"
-            )
-        limit = _number(query.get("limit"), "limit", whole=True)
-        if "cursor" in query:
-            return self._next_page(service, query["cursor"], int(limit) if limit else None)
-        fields: dict[str, object] = {"channel": http.path_params["channel"]}
-        fields.update({name: query[name] for name in ("filter", "where") if name in query})
-        if "columns" in query:
-            fields["columns"] = query["columns"].split(",")
-        if "params" in query:
-            fields["params"] = _decode(query["params"])
-        request = parse_request(fields)
+        query = Query(http.scope["query_string"], _PARAMETERS)
+        limit, wait_seconds, cursor = query.limit(), query.wait_seconds(), query.text("cursor")
+        if cursor is not None:
+            return self._next_page(service, cursor, limit or _PAGE_ROWS)
+        request = parse_request({"channel": http.path_params["channel"], **query.selection()})
         service.hub.describe(request)  # refuses what does not fit
         known = _known(http.headers.get("if-none-match"))
-        if known is not None:
-            wait = min(_number(query.get("wait"), "wait") or 0.0, _MAX_WAIT_SECONDS)
-            if not await _changed(service, request, known, wait):
-                return Response(status_code=304, headers={"etag": f'"{known}"'})
+        if known is not None and not await _changed(service, request, known, wait_seconds):
+            return Response(status_code=304, headers={"etag": f'"{known}"'})
         frozen = await service.snapshots.frozen(request)
-        if limit:
+        if limit is not None:
             pages = _Pages(frozen.position, frozen.batches(), [], 0, service.now())
-            return self._page(service, pages, int(limit))
+            return self._page(service, pages, limit)
         headers = {"etag": f'"{frozen.position}"', "rowcast-position": frozen.position}
         if "ndjson" in http.headers.get("accept", ""):
             return StreamingResponse(_lines(frozen), headers=headers, media_type="application/x-ndjson")
         return StreamingResponse(_document(frozen), headers=headers, media_type="application/json")
 
-    def _next_page(self, service: Service, cursor: str, limit: int | None) -> Response:
+    def _next_page(self, service: Service, cursor: str, limit: int) -> Response:
         name, _, page = cursor.partition(".")
         pages = self._kept.pop(name, None)
         if pages is None or page != str(pages.page):
             raise ProtocolError("cursor_expired", "this cursor has expired: begin again without one")
-        return self._page(service, pages, limit or 1000, name)
+        return self._page(service, pages, limit, name)
 
     def _page(self, service: Service, pages: _Pages, limit: int, name: str | None = None) -> Response:
         rows = pages.rest
@@ -165,18 +154,18 @@ class RowsEndpoint:
 
 
 async def _changed(service: Service, request: Request, known: Position, wait_seconds: float) -> bool:
-    """Whether a row of the shape has changed after `known`, or changes within the time."""
+    """Whether a row of the shape, in its columns, has changed after `known`, or changes within the time."""
     hub = service.hub
     if hub.resumable(known) is not None:
         return True
     bell = _Bell()
     subscriber = Subscriber(bell, PLAIN, LINE, bell.ring, bell.ring)
-    subscription = hub.subscribe(subscriber, request)
+    subscription = hub.subscribe(subscriber, replace(request, only_changed=True))
     try:
         hub.replay(subscriber, [subscription], known)
         if wait_seconds and not bell.rung.is_set():
             try:
-                async with asyncio.timeout(wait_seconds):
+                async with asyncio.timeout(min(wait_seconds, _MAX_WAIT_SECONDS)):
                     await bell.rung.wait()
             except TimeoutError:
                 return False
@@ -209,22 +198,3 @@ def _known(header: str | None) -> Position | None:
         return None if header is None else parse_position(header.strip().removeprefix("W/").strip('"'))
     except ValueError:
         return None
-
-
-def _number(text: str | None, name: str, *, whole: bool = False) -> float | None:
-    if text is None:
-        return None
-    try:
-        number = int(text) if whole else float(text)
-    except ValueError:
-        number = -1
-    if not 0 <= number <= 1_000_000:
-        raise ProtocolError("invalid_frame", f"{name} must be a number from 0 to 1000000, not {text}")
-    return number
-
-
-def _decode(text: str) -> object:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise ProtocolError("malformed_json", f"params must be a JSON list: {error}") from None

@@ -421,7 +421,7 @@ class Snapshots:
         if subscription.outlet.form.name == PLAIN.name:
             _PlainDelivery(self, connection, subscription).advance()
             return
-        running = connection.deliveries.get(subscription.shape)
+        running = connection.deliveries.get(subscription.outlet)
         if running is not None and running.wanted:
             running.include(subscription)
         else:
@@ -446,7 +446,7 @@ class _Delivery:
         self.snapshots = snapshots
         self.connection = connection
         self.subscriptions = [subscription]
-        self.shape = subscription.shape
+        self.outlet = subscription.outlet
         self.snapshot = snapshots.get(subscription.shape)
         self.attempt = self.snapshot.attempt
         self.next_chunk = 0
@@ -492,7 +492,7 @@ class _Delivery:
                 snapshot.corrections.fold(self.snapshots.hub)
             except _Overtaken:
                 # The stream has outrun a finished snapshot: take a new one.
-                self.snapshot = snapshot = self.snapshots.get(self.shape)
+                self.snapshot = snapshot = self.snapshots.get(self.outlet.shape)
                 self.attempt = -1  # whatever was sent was of another one
                 continue
             self.finish()
@@ -525,7 +525,7 @@ class FullDelivery(_Delivery):
         self, snapshots: Snapshots, connection: ClientConnection, subscription: Subscription
     ) -> None:
         super().__init__(snapshots, connection, subscription)
-        connection.deliveries[self.shape] = self
+        connection.deliveries[self.outlet] = self
 
     def include(self, subscription: Subscription) -> None:
         """Begin again, for one more subscription that has not seen what was sent."""
@@ -533,8 +533,8 @@ class FullDelivery(_Delivery):
         self.next_chunk = self.number = 0
 
     def ended(self) -> None:
-        if self.connection.deliveries.get(self.shape) is self:
-            del self.connection.deliveries[self.shape]
+        if self.connection.deliveries.get(self.outlet) is self:
+            del self.connection.deliveries[self.outlet]
 
     def send_rows(self, rows: bytes) -> None:
         self._send(b'"rows":[%s]' % rows)
@@ -557,7 +557,7 @@ class FullDelivery(_Delivery):
 
     def _send(self, content: bytes) -> None:
         message = b'{"type":"snapshot","shape":%d,"chunk":%d,%s}' % (
-            self.shape.number,
+            self.outlet.number,
             self.number,
             content,
         )

@@ -102,6 +102,7 @@ class EventStreamLink:
             form="full",
             since=entry.get("since"),
             snapshot="true" if entry.get("snapshot") else None,
+            only_changed="true" if entry.get("only_changed") else None,
         )
         try:
             async with self._client.stream("GET", f"{self._http}/sse?{query}") as response:
