@@ -92,10 +92,21 @@ class Acts:
         async with self._server:
             await self._stage.freeze_server(how * 3)
 
-    async def lose_slot(self, how: float) -> None:
-        """The slot is dropped while no server holds it: a new one makes a new epoch."""
-        if self._stage.setting.capture != "wal":
-            return
+    async def lose_place(self, how: float) -> None:
+        """What the stream would go on from is lost: a new epoch begins."""
+        if self._stage.setting.capture == "outbox":
+            await self._fill_outbox()
+        else:
+            await self._drop_slot()
+
+    async def _fill_outbox(self) -> None:
+        """The outbox reaches its limit: triggers write no more until a server begins it anew."""
+        async with self._postgres:
+            await self._stage.execute("UPDATE rowcast.outbox_state SET limit_bytes = -1")
+            await self._stage.execute("SELECT rowcast.outbox_check_size()")
+
+    async def _drop_slot(self) -> None:
+        """While no server holds it."""
         async with self._server, self._postgres:
             await self._stage.end_server(signal.SIGKILL)
             await self._stage.execute(

@@ -208,12 +208,12 @@ class Journal:
                 raise WrongError(
                     f"{self.name} ({self.table.name}, {self.filter.wire or 'all rows'}, columns {self.columns}) at"
                     f" {entry.position}, a {type(entry).__name__}: {error}\n    around it committed"
-                    f" {oracle.around(oracle.number_at(lsn_of(entry.position)))}"
+                    f" {oracle.around(oracle.number_at(entry.position))}"
                 ) from None
         return len(entries)
 
     def _verify(self, oracle: Oracle, entry: Entry) -> None:
-        count = oracle.number_at(lsn_of(entry.position))
+        count = oracle.number_at(entry.position)
         if isinstance(entry, Loaded):
             expected = oracle.rows_at(self.shape, count)
             _compare_all(
@@ -239,11 +239,11 @@ class Journal:
 
     @staticmethod
     def _verify_commit(oracle: Oracle, entry: Applied) -> None:
-        commit = oracle.commit_ending_at(lsn_of(entry.position))
+        commit = oracle.commit_at(entry.position)
         if commit is None:
-            raise WrongError("no transaction ends there")
+            raise WrongError("no transaction stands there")
         if commit.xid != entry.txid:
-            raise WrongError(f"the transaction that ends there is {commit.xid}, not {entry.txid}")
+            raise WrongError(f"the transaction that stands there is {commit.xid}, not {entry.txid}")
 
     def _verify_keys(
         self, oracle: Oracle, checked: _Checked, count: int, changed: Mapping[Key, JSONRow | None]

@@ -8,7 +8,6 @@ had. At each barrier the fold of the stream must equal `SELECT * FROM table`, so
 from __future__ import annotations
 
 import json
-import struct
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,9 @@ from decimal import Decimal
 from typing import Any, Final
 
 import psycopg
+from tests.faults.order import LogOrder, Order, Place
 from tests.faults.schema import Table
+from tests.faults.wire import UNCHANGED, Change, Reader, Transaction, Values
 
 SLOT: Final = "oracle"
 PREFIX: Final = "oracle"  # of the messages that tell a change of a table's columns
@@ -25,7 +26,6 @@ PREFIX: Final = "oracle"  # of the messages that tell a change of a table's colu
 Texts = tuple[str | None, ...]
 Key = tuple[Any, ...]  # a key's values as JSON has them; of a table without a key, the row as canonical JSON
 JSONRow = dict[str, Any]
-_UNCHANGED: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,16 @@ class _History:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A transaction: its commit record's end in the WAL, its id, and what it did, for people."""
+    """A transaction: where it stands, its id, and what it did, for people."""
 
-    end: int
+    place: Place
     xid: int
     did: str
+
+    @property
+    def end(self) -> int:
+        """The number in its position: over the log, the LSN behind it."""
+        return self.place[1] // 2
 
 
 class Oracle:
@@ -92,25 +97,26 @@ class Oracle:
     Args:
         dsn: The database.
         tables: Those it follows; they exist and are empty.
+        order: What the stream's order is; that of the WAL by default.
     """
 
-    def __init__(self, dsn: str, tables: Sequence[Table]) -> None:
+    def __init__(self, dsn: str, tables: Sequence[Table], order: Order | None = None) -> None:
         self.dsn = dsn
         self.commits: list[Commit] = []
-        self._ends: list[int] = []
-        self._xids: dict[int, int] = {}
+        self._order = order = order or LogOrder()
+        self._reader = Reader()
+        self._places: list[Place] = []
         self._tables = {
             table.name: _History(table, layout := Layout(table.name, table.columns), layouts=[(-1, layout)])
             for table in tables
         }
-        self._relations: dict[int, tuple[str, tuple[str, ...]]] = {}
         self._versions: dict[Layout, _Versions] = {}
         self._layout_of: list[Layout] = []
         self.json: list[JSONRow] = []
         self._truth: dict[tuple[str, Layout], tuple[int, set[int]]] = {}
         self._connection: psycopg.Connection[Any] | None = None
-        self._session = 0
         with psycopg.connect(dsn, autocommit=True) as connection:
+            order.prepare(connection)
             names = ", ".join(self._tables)
             connection.execute(f"CREATE PUBLICATION {SLOT} FOR TABLE {names}".encode())
             connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (SLOT,))
@@ -127,20 +133,12 @@ class Oracle:
         rows = connection.execute(
             "SELECT data FROM pg_logical_slot_get_binary_changes(%s, NULL, NULL,"
             " 'proto_version', '1', 'publication_names', %s, 'messages', 'true')",
-            (SLOT, SLOT),
+            (SLOT, ",".join((SLOT, *self._order.publications))),
         ).fetchall()
-        pending: list[bytes] = []
         for (data,) in rows:
-            if data[:1] == b"C":
-                [end] = struct.unpack_from("!Q", data, 10)
-                # After a crash the slot tells again what it told before.
-                if not self._ends or end > self._ends[-1]:
-                    self._commit(end, pending)
-                else:
-                    self._learn(pending)
-                pending = []
-            else:
-                pending.append(bytes(data))
+            transaction = self._reader.feed(bytes(data))
+            for placed in self._order.feed(transaction) if transaction is not None else ():
+                self._commit(*placed)
 
     def _connect(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
@@ -155,78 +153,37 @@ class Oracle:
                 return self._connect()
         return self._connection
 
-    def _learn(self, messages: Iterable[bytes]) -> None:
-        for message in messages:
-            if message[:1] == b"R":
-                self._relation(message)
-
-    def _commit(self, end: int, messages: Sequence[bytes]) -> None:
+    def _commit(self, place: Place, transaction: Transaction) -> None:
         number = len(self.commits)
-        [xid] = struct.unpack_from("!I", messages[0], 17)
         did: Counter[str] = Counter()
-        for message in messages[1:]:
-            if message[:1] in b"IUD":
-                did[f"{message[:1].decode()} {self._of(message, 1)[0].table.name}"] += 1
-            elif message[:1] in b"TM":
-                did["TRUNCATE" if message[:1] == b"T" else "message"] += 1
-            match message[:1]:
-                case b"R":
-                    self._relation(message)
-                case b"I":
-                    history, place = self._of(message, 1)
-                    new, _ = _read_tuple(message, place + 1)
-                    self._put(history, number, None, self._texts(history, new, None))
-                case b"U":
-                    history, place = self._of(message, 1)
-                    old: list[Any] | None = None
-                    if message[place : place + 1] != b"N":
-                        old, place = _read_tuple(message, place + 1)
-                    new, _ = _read_tuple(message, place + 1)
-                    self._update(history, number, old, new)
-                case b"D":
-                    history, place = self._of(message, 1)
-                    old, _ = _read_tuple(message, place + 1)
-                    self._put(history, number, self._find(history, old), None)
-                case b"T":
-                    count, _ = struct.unpack_from("!IB", message, 1)
-                    for oid in struct.unpack_from(f"!{count}I", message, 6):
-                        history = self._tables[self._relations[oid][0]]
-                        for row in list(history.live):
-                            self._put(history, number, row, None)
-                case b"M":
-                    self._message(number, message)
-                case _:
-                    pass
-        self.commits.append(Commit(end, xid, ", ".join(f"{count} {what}" for what, count in did.items())))
-        self._ends.append(end)
-        self._xids[xid] = number
+        for change in transaction.changes:
+            if change.operation == "M":
+                if change.table == PREFIX:
+                    told = json.loads(change.content)
+                    self._alter(number, self._tables[told["table"]], told)
+                did[f"M {change.table}"] += 1
+            elif change.table in self._tables:
+                self._apply(number, self._tables[change.table], change)
+                did[f"{change.operation} {change.table}"] += 1
+        told_did = ", ".join(f"{count} {what}" for what, count in did.items())
+        self.commits.append(Commit(place, transaction.xid, told_did))
+        self._places.append(place)
 
-    def _relation(self, message: bytes) -> None:
-        [oid] = struct.unpack_from("!I", message, 1)
-        _, place = _read_text(message, 5)
-        name, place = _read_text(message, place)
-        [count] = struct.unpack_from("!H", message, place + 1)
-        place += 3
-        columns: list[str] = []
-        for _ in range(count):
-            column, place = _read_text(message, place + 1)
-            columns.append(column)
-            place += 8
-        self._relations[oid] = name, tuple(columns)
-
-    def _of(self, message: bytes, place: int) -> tuple[_History, int]:
-        [oid] = struct.unpack_from("!I", message, place)
-        name, columns = self._relations[oid]
-        history = self._tables[name]
-        assert columns == history.layout.names, f"the stream has {columns}, the oracle {history.layout.names}"
-        return history, place + 4
-
-    def _message(self, number: int, message: bytes) -> None:
-        prefix, place = _read_text(message, 10)
-        if prefix == PREFIX:
-            [length] = struct.unpack_from("!I", message, place)
-            told = json.loads(message[place + 4 : place + 4 + length])
-            self._alter(number, self._tables[told["table"]], told)
+    def _apply(self, number: int, history: _History, change: Change) -> None:
+        names = history.layout.names
+        assert change.columns == names, f"the stream has {change.columns}, the oracle {names}"
+        if change.operation == "T":
+            for row in list(history.live):
+                self._put(history, number, row, None)
+            return
+        row = before = None
+        known = change.old if change.old is not None else change.new
+        if change.operation != "I":
+            assert known is not None
+            row = self._find(history, known)
+            before = self._row(history.live[row])
+        texts = None if change.new is None else self._texts(change.new, before)
+        self._put(history, number, row, texts)
 
     def _alter(self, number: int, history: _History, told: dict[str, Any]) -> None:
         """A table has other columns from here on; `keep` says which old column each is, `fill` what is new."""
@@ -241,22 +198,17 @@ class Oracle:
 
     # The fold.
 
-    def _update(self, history: _History, number: int, old: list[Any] | None, new: list[Any]) -> None:
-        row = self._find(history, old if old is not None else new)
-        before = self._row(history.live[row])
-        texts = self._texts(history, new, before)
-        self._put(history, number, row, texts)
-
-    def _texts(self, history: _History, values: Sequence[Any], before: Texts | None) -> Texts:
+    @staticmethod
+    def _texts(values: Values, before: Texts | None) -> Texts:
         texts: list[str | None] = []
         for place, value in enumerate(values):
-            if value is _UNCHANGED:
+            if value is UNCHANGED:
                 assert before is not None
                 value = before[place]  # noqa: PLW2901
             texts.append(value)
         return tuple(texts)
 
-    def _find(self, history: _History, values: Sequence[Any]) -> Any:
+    def _find(self, history: _History, values: Values) -> Any:
         key = history.table.key
         if key:
             names = history.layout.names
@@ -374,13 +326,16 @@ class Oracle:
 
     # What there was at a position.
 
-    def number_at(self, lsn: int) -> int:
-        """How many commits there were up to an LSN."""
-        return bisect_right(self._ends, lsn)
+    def number_at(self, position: str | int) -> int:
+        """How many commits there were up to a position, or up to an LSN where the order is the WAL's."""
+        place = (0, 2 * position) if isinstance(position, int) else self._order.place_of(position)
+        return bisect_right(self._places, place)
 
-    def commit_ending_at(self, lsn: int) -> Commit | None:
-        number = bisect_right(self._ends, lsn) - 1
-        return self.commits[number] if number >= 0 and self._ends[number] == lsn else None
+    def commit_at(self, position: str) -> Commit | None:
+        """The transaction whose position it is."""
+        number = self.number_at(position) - 1
+        found = number >= 0 and self._places[number] == self._order.place_of(position)
+        return self.commits[number] if found else None
 
     def around(self, count: int) -> str:
         """The commits around a place, for a failure's text."""
@@ -466,25 +421,3 @@ def difference(ours: Counter[str], theirs: Counter[str]) -> str:
     extra = [row[:300] for row in (ours - theirs).elements()]
     missing = [row[:300] for row in (theirs - ours).elements()]
     return f"{len(extra)} too many {extra[:3]}, {len(missing)} missing {missing[:3]}"
-
-
-def _read_text(message: bytes, place: int) -> tuple[str, int]:
-    end = message.index(b"\0", place)
-    return message[place:end].decode(), end + 1
-
-
-def _read_tuple(message: bytes, place: int) -> tuple[list[Any], int]:
-    [count] = struct.unpack_from("!H", message, place)
-    place += 2
-    values: list[Any] = []
-    for _ in range(count):
-        kind = message[place : place + 1]
-        place += 1
-        if kind == b"t":
-            [length] = struct.unpack_from("!I", message, place)
-            place += 4
-            values.append(message[place : place + length].decode())
-            place += length
-        else:
-            values.append(None if kind == b"n" else _UNCHANGED)
-    return values, place

@@ -92,8 +92,13 @@ class Stage:
             connection.execute(ENUM)
             for table in (*self.tables, MARKER):
                 connection.execute(table.create().encode())
+            if self.setting.capture == "outbox":
+                # Triggers tell whole rows without it; the oracle's slot needs it where there is no key.
+                for table in self.tables:
+                    if table.full:
+                        connection.execute(f"ALTER TABLE {table.name} REPLICA IDENTITY FULL".encode())
         for table in (*self.tables, MARKER):
-            install(self.dsn, [table.name], replica_identity_full=table.full)
+            install(self.dsn, [table.name], capture=self.setting.capture, replica_identity_full=table.full)
         self.client_link = FaultProxy(self.server_port)
         self.capture_link = FaultProxy(self.postgres.port)
         self.query_link = FaultProxy(self.postgres.port)
