@@ -114,7 +114,7 @@ def test_writes_go_on_when_somebody_has_taken_a_trigger_away(tables: psycopg.Con
 def test_a_full_notification_queue_fails_no_commit(tables: psycopg.Connection, dsn: str) -> None:
     install.install(dsn, ["projects"], capture="outbox")
     definition = tables.execute(
-        "SELECT pg_get_functiondef('rowcast.outbox_insert()'::regprocedure)"
+        "SELECT pg_get_functiondef('rowcast.outbox_ring()'::regprocedure)"
     ).fetchone()
     assert definition is not None
     with psycopg.connect(dsn, autocommit=True) as listener:

@@ -4,7 +4,7 @@ The one rule of this room: nothing here uses Rowcast's code; of the outbox, only
 
     place of a transaction   over the log: where its commit record ends
                              over the outbox: in the first batch whose snapshot sees it; in the batch, by its highest
-                             sequence number
+                             LSN
 
 Transactions without a row in the outbox, which only change a table's columns, have no position of their own there.
 They stand behind everything that had committed before them, as the locks that they hold demand it.
@@ -91,7 +91,7 @@ class OutboxOrder:
             f" (new.incarnation IS DISTINCT FROM old.incarnation) EXECUTE FUNCTION {_INCARNATION}()".encode()
         )
         connection.execute(
-            f"CREATE PUBLICATION oracle_order FOR TABLE {_OUTBOX} (sequence, xid), {_BATCH} (number, snapshot),"
+            f"CREATE PUBLICATION oracle_order FOR TABLE {_OUTBOX} (lsn, xid), {_BATCH} (number, snapshot),"
             f" {_INCARNATION} WITH (publish = 'insert')".encode()
         )
 
@@ -107,12 +107,13 @@ class OutboxOrder:
             elif change.table == _BATCH:
                 placed += self._batch(int(values["number"]), values["snapshot"])
             elif change.table == _OUTBOX:
-                sequences.append(int(values["sequence"]))
+                high, low = values["lsn"].split("/")
+                sequences.append(int(high, 16) << 32 | int(low, 16))
             else:
                 others = True
         if sequences or others:
             self._count += 1
-            order = (max(sequences), 0) if sequences else (self._sequence, self._count)
+            order = (max(sequences), transaction.xid) if sequences else (self._sequence, 2**64 + self._count)
             self._waiting.append(_Waiting(transaction, order, bool(sequences)))
         self._sequence = max([self._sequence, *sequences])
         return placed

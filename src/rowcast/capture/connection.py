@@ -5,12 +5,14 @@ The one rule of this room: whoever cannot connect is told what to change, if it 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 
 from rowcast.errors import CaptureError
 from rowcast.values import session_options
@@ -24,6 +26,8 @@ _DEFAULTS: Final[dict[str, str | int]] = {
     "tcp_user_timeout": 30_000,
     "fallback_application_name": "rowcast",
 }
+# A statement takes milliseconds. One without an answer for this long is asked after.
+SILENCE_SECONDS: Final = 10.0
 POOLER_REMEDY: Final = (
     "A connection pooler stands between Rowcast and PostgreSQL: give the address of PostgreSQL itself in "
     "DATABASE_URL_DIRECT"
@@ -82,6 +86,46 @@ async def connect(dsn: str, **parameters: str) -> psycopg.AsyncConnection[Any]:
             if part in str(error):
                 raise kind(f"PostgreSQL cannot be captured from: {one_line(error)}. {remedy}") from error
         raise
+
+
+def watch(connection: psycopg.AsyncConnection[Any], dsn: str) -> asyncio.Task[None]:
+    """Until the task is cancelled, end the connection once it waits for an answer that no server is working at.
+
+    The kernel notices a dead peer, but not what died behind a proxy that goes on taking what is sent.
+    """
+    return asyncio.create_task(_watch(connection, dsn), name="rowcast connection watch")
+
+
+async def _watch(connection: psycopg.AsyncConnection[Any], dsn: str) -> None:
+    pid = connection.info.backend_pid
+    while not connection.closed:
+        await asyncio.sleep(SILENCE_SECONDS)
+        if _waits(connection) and not await _works(dsn, pid) and _waits(connection):
+            sever(connection)
+
+
+def _waits(connection: psycopg.AsyncConnection[Any]) -> bool:
+    return connection.pgconn.transaction_status == TransactionStatus.ACTIVE
+
+
+async def _works(dsn: str, pid: int) -> bool:
+    """Whether a process of the server is in the middle of a statement."""
+    try:
+        connection = await connect(dsn)
+    except (CaptureError, psycopg.OperationalError):
+        return False
+    too_late = asyncio.get_running_loop().call_later(SILENCE_SECONDS, sever, connection)
+    try:
+        cursor = await connection.execute(
+            "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'", (pid,)
+        )
+        return cursor.rowcount > 0
+    except psycopg.OperationalError:
+        return False
+    finally:
+        too_late.cancel()
+        sever(connection)
+        await connection.close()
 
 
 def sever(connection: psycopg.AsyncConnection[Any]) -> None:

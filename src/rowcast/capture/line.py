@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import psycopg
 
-from rowcast.capture.connection import duplicate_socket, sever
+from rowcast.capture.connection import duplicate_socket, sever, watch
 
 _T = TypeVar("_T")
 
@@ -42,7 +42,12 @@ class Line:
         self._loop = asyncio.get_running_loop()
         # libpq closes its own when the connection breaks, and the number may be another socket's a moment later.
         self._socket = duplicate_socket(connection)
+        self._watching: asyncio.Task[None] | None = None
         connection.add_notify_handler(self._hear)
+
+    def watch(self, dsn: str) -> None:
+        """End the connection also where it waits in vain for an answer that may take its time; see `watch`."""
+        self._watching = watch(self.connection, dsn)
 
     async def ask(self, statement: Awaitable[_T], *, seconds: float = ANSWER_SECONDS) -> _T:
         """Run something on the connection, which is ended when that takes too long or the caller is cancelled.
@@ -85,6 +90,8 @@ class Line:
             self.heard.append(Notification(notify.relname.decode(), notify.extra.decode(errors="replace")))
 
     async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         sever(self.connection)
         self._loop.remove_reader(self._socket)
         self._socket.close()

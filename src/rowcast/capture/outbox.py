@@ -121,6 +121,7 @@ class OutboxCapture(ReconnectingCapture[OutboxLine]):
 
     async def _connect(self) -> OutboxLine:
         line = OutboxLine(await connect(self._dsn), self._rung, self._tables)
+        line.watch(self._dsn)
         try:
             await line.ask(outbox_store.prepare_session(line.connection))
             if not await line.ask(outbox_store.take_lead(line.connection, self._backend_pid)):

@@ -363,7 +363,7 @@ def batch_query(batch: BatchRecord) -> bytes:
             FROM rowcast.outbox
             WHERE (xid >= '{batch.before.next_xid}'::xid8 OR xid = ANY ('{batch.before.running}'::xid8[]))
                 AND xid < '{batch.snapshot.next_xid}'::xid8 AND xid <> ALL ('{batch.snapshot.running}'::xid8[])
-            ORDER BY max(sequence) OVER (PARTITION BY xid), statement, sequence
+            ORDER BY max(lsn) OVER (PARTITION BY xid), xid, statement, lsn
         ) TO STDOUT (FORMAT binary)
     """.encode()  # of numbers only
 

@@ -18,7 +18,7 @@ from typing import Any, Final, LiteralString, Self
 import psycopg
 from psycopg import errors as pg_errors, sql
 
-from rowcast.capture.connection import POOLER_REMEDY, connect, duplicate_socket
+from rowcast.capture.connection import POOLER_REMEDY, connect, duplicate_socket, watch
 from rowcast.capture.pgoutput import POSTGRES_EPOCH_US
 from rowcast.errors import CaptureError
 
@@ -45,7 +45,7 @@ class ReplicationStream:
             waits until everything is acknowledged or the stream is closed.
     """
 
-    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+    def __init__(self, connection: psycopg.AsyncConnection[Any], dsn: str) -> None:
         self.delivered = 0
         self.acknowledged = 0
         self.asked = asyncio.Event()
@@ -58,6 +58,7 @@ class ReplicationStream:
         self._watching = False
         self._error: BaseException | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._watching_start = watch(connection, dsn)
         self._status_seconds = _STATUS_SECONDS
         self._liveness_seconds = _LIVENESS_SECONDS
         self._heard_at = 0.0
@@ -71,7 +72,7 @@ class ReplicationStream:
     @classmethod
     async def connect(cls, dsn: str) -> Self:
         """Connect in replication mode; raises as `connection.connect` does."""
-        return cls(await connect(dsn, replication="database"))
+        return cls(await connect(dsn, replication="database"), dsn)
 
     async def identify(self) -> tuple[str, int]:
         """The cluster's system identifier and its timeline."""
@@ -105,6 +106,7 @@ class ReplicationStream:
                 names=sql.Literal(sql.Identifier(publication).as_string()),
             )
         )
+        self._watching_start.cancel()
         self._heard_at = self._loop.time()
         self._tick()
 
@@ -150,6 +152,7 @@ class ReplicationStream:
 
     async def close(self) -> None:
         """Report what is acknowledged and end the stream, for a reader who waits too."""
+        self._watching_start.cancel()
         if self._timer is not None:
             self._timer.cancel()
             if self._error is None:

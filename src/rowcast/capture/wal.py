@@ -23,7 +23,7 @@ from psycopg import errors as pg_errors
 
 from rowcast.capture import CaptureStatus
 from rowcast.capture.assembly import HEARTBEAT, MESSAGE_PREFIX, PUBLICATION, TABLES, Assembler
-from rowcast.capture.connection import TemporaryCaptureError, connect, one_line, sever
+from rowcast.capture.connection import TemporaryCaptureError, connect, one_line, sever, watch
 from rowcast.capture.replication import DATA, KEEPALIVE, PAYLOAD_START, ReplicationStream
 from rowcast.capture.slot import check_server, end_walsender, ensure_slot, read_slot
 from rowcast.capture.tables import Membership, StreamTables, read_membership
@@ -61,9 +61,10 @@ class _SlotInUse(Exception):  # noqa: N818 - not an error: the capture stands by
 
 @dataclass(slots=True)
 class _Link:
-    """What lives as long as one pair of connections."""
+    """What lives as long as one pair of connections; `watching` ends the first one if it waits in vain."""
 
     control: psycopg.AsyncConnection[Any]
+    watching: asyncio.Task[None]
     stream: ReplicationStream
     assembler: Assembler
     tables: StreamTables
@@ -71,6 +72,7 @@ class _Link:
     attendant: asyncio.Task[None] | None = field(default=None)
 
     async def close(self) -> None:
+        self.watching.cancel()
         sever(self.control)
         if self.attendant is not None:
             self.stream.asked.set()  # it finds that its connection is gone
@@ -255,9 +257,11 @@ class WalCapture:
         if self._closed:
             raise _Closed("the capture was closed")
         control: psycopg.AsyncConnection[Any] | None = None
+        watching: asyncio.Task[None] | None = None
         stream: ReplicationStream | None = None
         try:
             control = await connect(self._dsn)
+            watching = watch(control, self._dsn)
             await control.execute("SET synchronous_commit = local")  # a heartbeat waits for no standby
             timeout_seconds = await check_server(control, self._publication)
             if self._walsender_pid is not None:
@@ -265,12 +269,14 @@ class WalCapture:
                 self._walsender_pid = None
             await ensure_slot(control, self._slot, number_of(self._position) if self._position else 0)
             stream = await ReplicationStream.connect(self._dsn)
-            link = await self._start_stream(control, stream, timeout_seconds)
+            link = await self._start_stream(control, watching, stream, timeout_seconds)
             if self._closed:
                 raise _Closed("the capture was closed while it was connecting")
         except BaseException as error:
             if stream is not None:
                 await stream.close()
+            if watching is not None:
+                watching.cancel()
             if control is not None:
                 await control.close()
             if isinstance(error, pg_errors.ObjectInUse):
@@ -286,7 +292,11 @@ class WalCapture:
         return link
 
     async def _start_stream(
-        self, control: psycopg.AsyncConnection[Any], stream: ReplicationStream, timeout_seconds: float
+        self,
+        control: psycopg.AsyncConnection[Any],
+        watching: asyncio.Task[None],
+        stream: ReplicationStream,
+        timeout_seconds: float,
     ) -> _Link:
         identity = await stream.identify()
         slot = await read_slot(control, self._slot)
@@ -320,7 +330,7 @@ class WalCapture:
         stream.acknowledged = slot.confirmed
         if self._acknowledged is not None and epoch_of(self._acknowledged) == epoch:
             stream.acknowledged = max(slot.confirmed, number_of(self._acknowledged))
-        return _Link(control, stream, assembler, tables, tables.membership.signature)
+        return _Link(control, watching, stream, assembler, tables, tables.membership.signature)
 
     async def _next_batch(self, link: _Link) -> list[Event]:
         assembler = link.assembler

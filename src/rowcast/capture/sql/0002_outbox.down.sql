@@ -17,7 +17,8 @@ DROP FUNCTION rowcast.outbox_note("char", oid, text);
 DROP FUNCTION
     rowcast.outbox_insert(), rowcast.outbox_update(), rowcast.outbox_delete(), rowcast.outbox_truncate(),
     rowcast.outbox_statement();
+DROP FUNCTION rowcast.outbox_ring();
 DROP FUNCTION rowcast.outbox_check_size();
 DROP FUNCTION rowcast.outbox_large_row(record);
 DROP TABLE rowcast.outbox, rowcast.outbox_batch, rowcast.outbox_table, rowcast.outbox_state;
-DROP SEQUENCE rowcast.outbox_sequence, rowcast.outbox_statement, rowcast.outbox_overflow;
+DROP SEQUENCE rowcast.outbox_statement, rowcast.outbox_overflow;

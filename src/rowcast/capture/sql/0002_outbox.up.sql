@@ -3,10 +3,10 @@
 -- One rule stands over all of it: a trigger may cost time, but it must never make the application's transaction fail.
 
 -- `statement` orders a transaction's rows as they were changed: triggers of nested statements write before that of the
--- statement around them. `sequence` is taken when rows are written, after their locks: it orders transactions.
-CREATE SEQUENCE rowcast.outbox_sequence;
+-- statement around them. `lsn` orders transactions, and the rows of a statement: it is taken after their locks, hence
+-- after the commit records of all transactions whose rows they change, and each row is in the WAL before the next one.
 CREATE TABLE rowcast.outbox (
-    sequence bigint NOT NULL DEFAULT nextval('rowcast.outbox_sequence'),
+    lsn pg_lsn NOT NULL DEFAULT pg_current_wal_insert_lsn(),
     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     statement bigint NOT NULL,
@@ -85,48 +85,58 @@ BEGIN
 END;
 $function$;
 
+-- Who has written wakes the server. While it sleeps it holds the lock, and every transaction rings. Otherwise it is
+-- awake, and cannot fall asleep before the transactions that got the lock have ended and been read: NOTIFY, for which
+-- all commits queue up, is not needed. A full queue would fail the commit: the next look comes with the heartbeat.
+CREATE FUNCTION rowcast.outbox_ring() RETURNS void
+LANGUAGE plpgsql
+AS $function$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock_shared(32210705887620204) AND pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify('rowcast_outbox', '');
+    END IF;
+END;
+$function$;
+
+-- What follows runs with every statement of the application. In a transaction's first, PL/pgSQL prepares each expression
+-- anew, and takes a snapshot for it unless the function is STABLE; RETURN NEW, which is null here, is none.
+
 -- Before every statement: its number, where outbox_insert() and the others find it after nested statements have had
 -- theirs. It runs as whoever writes, which takes less time than changing roles: it may do no more than count.
 CREATE SEQUENCE rowcast.outbox_statement CACHE 1000;
 GRANT USAGE ON SEQUENCE rowcast.outbox_statement TO PUBLIC;
 CREATE FUNCTION rowcast.outbox_statement() RETURNS trigger
 LANGUAGE plpgsql
+STABLE
 AS $function$
 DECLARE
-    number text := pg_catalog.nextval('rowcast.outbox_statement');
-BEGIN
-    number := pg_catalog.set_config(
-        pg_catalog.concat('rowcast.statement_', pg_catalog.pg_trigger_depth()), number, true
+    number text := pg_catalog.set_config(
+        pg_catalog.concat('rowcast.statement_', pg_catalog.pg_trigger_depth()),
+        pg_catalog.concat(pg_catalog.nextval('rowcast.outbox_statement')),
+        true
     );
-    RETURN NULL;
+BEGIN
+    RETURN NEW;
 END;
 $function$;
 
--- Five functions that write. Columns are not named: a row is written as the record's text, so that no change of the
+-- Four functions that write. Columns are not named: a row is written as the record's text, so that no change of the
 -- table can make them fail. r.* is the record even where a column is named r, a variable is meant even where a column
 -- has its name, and record_out() is no cast, which the table's owner could define. The settings are those of
--- rowcast.values.
---
--- Who has written wakes the server. While it sleeps it holds the lock, and every transaction rings. Otherwise it is
--- awake, and cannot fall asleep before the transactions that got the lock have ended and been read: NOTIFY, for which
--- all commits queue up, is not needed. A full queue would fail the commit: the next look comes with the heartbeat.
+-- rowcast.values. There is no number while the outbox is over its limit, nor any row then; and one of its own, if
+-- somebody has disabled the trigger before statements.
 DO $migration$
 DECLARE
     row_text CONSTANT text := 'CASE WHEN pg_column_size(r.*) > 1000000 THEN rowcast.outbox_large_row(r.*) '
         'ELSE textin(record_out(r.*)) END';
-    wake CONSTANT text := $format$
-                IF NOT pg_try_advisory_xact_lock_shared(32210705887620204) AND pg_notification_queue_usage() < 0.5 THEN
-                    PERFORM pg_notify('rowcast_outbox', '');
-                END IF;
-    $format$;
     selected record;
 BEGIN
     FOR selected IN VALUES
-        ('outbox_insert', format('SELECT number, TG_RELID, ''I'', %s FROM new_rows AS r', row_text)),
-        ('outbox_delete', format('SELECT number, TG_RELID, ''D'', %s FROM old_rows AS r', row_text)),
-        ('outbox_update', format('SELECT number, TG_RELID, ''O'', %s FROM old_rows AS r UNION ALL '
-            'SELECT number, TG_RELID, ''N'', %1$s FROM new_rows AS r', row_text)),
-        ('outbox_truncate', 'VALUES (number, TG_RELID, ''T'', NULL)')
+        ('outbox_insert', format('SELECT number, TG_RELID, ''I'', %s FROM new_rows AS r WHERE number IS NOT NULL', row_text)),
+        ('outbox_delete', format('SELECT number, TG_RELID, ''D'', %s FROM old_rows AS r WHERE number IS NOT NULL', row_text)),
+        ('outbox_update', format('SELECT number, TG_RELID, ''O'', %s FROM old_rows AS r WHERE number IS NOT NULL UNION ALL '
+            'SELECT number, TG_RELID, ''N'', %1$s FROM new_rows AS r WHERE number IS NOT NULL', row_text)),
+        ('outbox_truncate', 'SELECT number, TG_RELID, ''T'', NULL WHERE number IS NOT NULL')
     LOOP
         EXECUTE format($format$
             CREATE FUNCTION rowcast.%I() RETURNS trigger
@@ -138,44 +148,43 @@ BEGIN
             AS $function$
             #variable_conflict use_variable
             DECLARE
-                number bigint := coalesce(
-                    nullif(current_setting(concat('rowcast.statement_', pg_trigger_depth()), true), ''),
-                    nextval('rowcast.outbox_statement')::text  -- somebody has disabled the trigger before statements
-                );
+                number bigint := CASE WHEN pg_sequence_last_value('rowcast.outbox_overflow') %% 2 = 1 THEN NULL ELSE
+                    coalesce(
+                        nullif(current_setting(concat('rowcast.statement_', pg_trigger_depth()), true), '')::bigint,
+                        nextval('rowcast.outbox_statement')
+                    )
+                END;
                 row_count bigint;
             BEGIN
-                IF pg_sequence_last_value('rowcast.outbox_overflow') %% 2 = 1 THEN
-                    RETURN NULL;
-                END IF;
                 INSERT INTO rowcast.outbox (statement, table_oid, operation, content)
                 %s;
                 GET DIAGNOSTICS row_count = ROW_COUNT;
-                IF row_count = 0 THEN
-                    RETURN NULL;
+                -- The size about once in a thousand rows, however they come: 631 is 1021 times the golden ratio.
+                IF row_count > 0 AND (
+                    NOT pg_try_advisory_xact_lock_shared(32210705887620204) OR number * 631 %% 1021 < row_count
+                ) THEN
+                    PERFORM rowcast.outbox_ring();
+                    IF number * 631 %% 1021 < row_count THEN
+                        PERFORM rowcast.outbox_check_size();
+                    END IF;
                 END IF;
-                %s
-                -- About once in a thousand rows, however they come: 631 is 1021 times the golden ratio.
-                IF number * 631 %% 1021 < row_count THEN
-                    PERFORM rowcast.outbox_check_size();
-                END IF;
-                RETURN NULL;
+                RETURN NEW;
             END;
             $function$
-        $format$, selected.column1, selected.column2, wake);
+        $format$, selected.column1, selected.column2);
     END LOOP;
-    EXECUTE format($format$
-            CREATE FUNCTION rowcast.outbox_note(operation "char", table_oid oid, content text) RETURNS void
-            LANGUAGE plpgsql
-            AS $function$
-            BEGIN
-                INSERT INTO rowcast.outbox (statement, table_oid, operation, content)
-                VALUES (nextval('rowcast.outbox_statement'), table_oid, operation, content);
-                %s
-            END;
-            $function$
-    $format$, wake);
 END;
 $migration$;
+
+CREATE FUNCTION rowcast.outbox_note(operation "char", table_oid oid, content text) RETURNS void
+LANGUAGE plpgsql
+AS $function$
+BEGIN
+    INSERT INTO rowcast.outbox (statement, table_oid, operation, content)
+    VALUES (nextval('rowcast.outbox_statement'), table_oid, operation, content);
+    PERFORM rowcast.outbox_ring();
+END;
+$function$;
 
 -- Changes whenever the rows of a table may be written in another form than before, or some may not have been written:
 -- with its names and columns, its triggers, what it is a partition of. Row versions (xmin) tell what was changed and
