@@ -320,6 +320,24 @@ async def test_a_connection_that_died_without_a_word_is_noticed(fragile: Embedde
             ]
 
 
+async def test_a_question_whose_answer_never_comes_is_noticed_although_the_link_stays_open(
+    jobs: psycopg.Connection, dsn: str, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowcast.capture.connection.SILENCE_SECONDS", 0.5)
+    async with (
+        FaultProxy(postgres.port) as proxy,
+        Follower(capture(dsn.replace(str(postgres.port), str(proxy.port)))) as follower,
+    ):
+        await follower.caught_up()
+        proxy.half_open()
+        proxy.resume()  # for new links
+        with pytest.raises(CaptureError, match="was lost"):
+            await follower.capture.mark()
+        jobs.execute("INSERT INTO jobs VALUES (1, 'after')")
+        await follower.until(lambda: follower.transactions)
+        assert (follower.capture.status.state, follower.gaps) == ("live", [])
+
+
 async def test_a_link_that_breaks_off_in_the_middle_of_a_row_costs_nothing(
     postgres: EmbeddedPostgres, connection: psycopg.Connection, dsn: str
 ) -> None:

@@ -74,11 +74,13 @@ class _Link:
     async def close(self) -> None:
         self.watching.cancel()
         sever(self.control)
-        if self.attendant is not None:
-            self.stream.asked.set()  # it finds that its connection is gone
-            await asyncio.wait([self.attendant])
-        await self.stream.close()
-        await self.control.close()
+        try:
+            if self.attendant is not None:
+                self.stream.asked.set()  # it finds that its connection is gone
+                await asyncio.wait([self.attendant])
+        finally:
+            await self.stream.close()
+            await self.control.close()
 
 
 class WalCapture:
