@@ -24,13 +24,13 @@ JOBS = table("jobs", "id bigint,project bigint", oid=1001)
 class Client:
     """A connection to the hub that keeps what it is told."""
 
-    def __init__(self, hub: Hub, *, form: str = "full") -> None:
+    def __init__(self, hub: Hub, *, form: str = "full", mutations: str | None = None) -> None:
         self.hub = hub
         self.sink = Collector()
         self.resyncs: list[tuple[str, str, Position]] = []
         self.columns: list[tuple[str, str]] = []
         self.subscriber = Subscriber(
-            self.sink, FULL if form == "full" else PLAIN, LINE, self._resync, self._columns
+            self.sink, FULL if form == "full" else PLAIN, LINE, self._resync, self._columns, mutations
         )
 
     def _resync(self, subscription: Subscription, reason: str, after_ms: int, position: Position) -> None:

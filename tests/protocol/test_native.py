@@ -88,6 +88,18 @@ def test_hello_brings_all_subscriptions_at_once() -> None:
     ]
 
 
+def test_hello_may_say_what_mutations_begin_with_and_a_bad_word_leaves_the_form_open() -> None:
+    client = session()
+    for word in ("short", "x" * 65, "with.a.dot", "with space", ""):
+        assert code(hello(client, mutations=word)) == "invalid_frame"
+        assert client.form is None
+    assert replies(hello(client, mutations="3f9c0a71"))[0]["type"] == "welcome"
+    assert client.mutations == "3f9c0a71"
+    streamed = session()
+    streamed.open("full", [{"id": "p", "channel": "projects"}], "3f9c0a71")
+    assert streamed.mutations == "3f9c0a71"
+
+
 def test_a_hello_whose_wishes_are_all_bad_subscribes_to_nothing() -> None:
     commands = hello(session(), subscriptions=[{"id": "", "channel": "projects"}])
     assert not any(isinstance(command, Subscribe) for command in commands)

@@ -102,6 +102,7 @@ async def test_an_event_stream_can_begin_with_the_rows_and_speak_the_full_form(
         ("channel=projects&only_changed=x", "only_changed is true or false, not x"),
         ("channel=projects&snapshot=true&since=x", "snapshot and since exclude each other"),
         ("channel=projects&where=id=$1&params=5", "params is a JSON list"),
+        ("channel=projects&mutations=ab", "8 to 64 letters"),
         ("channel=projects&columns=id&columns=name", "columns is there 2 times"),
     ],
 )

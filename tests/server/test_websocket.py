@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -93,6 +94,35 @@ async def test_a_confirmation_is_told_when_no_visible_row_has_changed(
         connection.execute("SELECT rowcast.confirm('m-2')")
         message = await hear(client)
     assert (message["changes"], message["confirms"]) == ([], ["m-2"])
+
+
+async def test_a_confirmation_finds_its_owner_over_every_transport(
+    addresses: Addresses, connection: psycopg.Connection
+) -> None:
+    url = "/sse?channel=jobs&form=full&mutations="
+    async with (
+        connect(addresses.websocket) as mine,
+        connect(addresses.websocket) as other,
+        httpx.AsyncClient(base_url=addresses.http) as http,
+        http.stream("GET", f"{url}client-01") as stream,
+        http.stream("GET", f"{url}client-02") as other_stream,
+    ):
+        await ask(mine, type="hello", version=1, mutations="client-01")
+        await ask(other, type="hello", version=1, mutations="client-02")
+        for number, lines in ((1, stream.aiter_lines()), (2, other_stream.aiter_lines())):
+            while '"subscribed"' not in await anext(lines):
+                pass
+            # The other's came first, and was for others.
+            connection.execute(f"SELECT rowcast.confirm('client-0{3 - number}.a')".encode())
+            connection.execute(f"SELECT rowcast.confirm('client-0{number}.b')".encode())
+            told: list[str] = []
+            while not told:
+                line = await anext(lines)
+                if "confirms" in line:
+                    told = json.loads(line.removeprefix("data: "))["confirms"]
+            assert told == ([f"client-0{number}.b"] if number == 1 else ["client-02.a"])
+        assert [(await hear(mine))["confirms"] for _ in range(2)] == [["client-01.b"], ["client-01.a"]]
+        assert [(await hear(other))["confirms"] for _ in range(2)] == [["client-02.a"], ["client-02.b"]]
 
 
 async def test_coming_back_with_a_position_brings_what_was_missed(

@@ -20,7 +20,7 @@ from typing import Any, Final, Self, TypeVar, overload
 import msgspec
 
 from rowcast.client.cache import RealtimeIntegration
-from rowcast.client.connection import Connection, TokenSource
+from rowcast.client.connection import Connection, TokenSource, make_beginning
 from rowcast.client.events import Event, Interest, Refused, ServerError, StateChanged
 from rowcast.client.feed import CacheFeed
 from rowcast.client.handlers import Handlers
@@ -81,6 +81,7 @@ class Client:
         cache: RealtimeIntegration | None = None,
     ) -> None:
         self.store: Final = Store(confirm_seconds=confirm_seconds)
+        beginning = make_beginning()
         self.connection: Final = Connection(
             url,
             sink=self._receive,
@@ -89,11 +90,12 @@ class Client:
             transports=transports,
             attempts=attempts,
             old_rows=cache is not None,  # it keeps no rows, and asks where one has left
+            mutations=beginning,
         )
         self._feed = None if cache is None else CacheFeed(cache)
         for name, interest in self._feed.interests.items() if self._feed is not None else ():
             self.connection.subscribe(name, interest)
-        self._mutations = Mutations(self.store, self._take, time.monotonic, status)
+        self._mutations = Mutations(self.store, self._take, time.monotonic, status, beginning)
         self._linger_seconds = linger_seconds
         self._shared: dict[bytes, _Shared] = {}
         self._by_id: dict[str, _Shared] = {}

@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import logging
 import random as random_module
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
@@ -36,6 +37,11 @@ _NO_CLOSE_FRAME: Final = 1006
 TokenSource: TypeAlias = str | Callable[[], str | Awaitable[str]] | None
 
 
+def make_beginning() -> str:
+    """What the ids of one client's mutations begin with, before a dot."""
+    return secrets.token_hex(8)
+
+
 class Connection:
     """A connection that comes back by itself. Use it with `async with`.
 
@@ -48,6 +54,8 @@ class Connection:
         attempts: Give up after so many failed attempts in a row; None for never.
         old_rows: Whether changes carry the whole old row (over WebSocket); for callers that do not keep rows.
         clock: Monotonic seconds.
+        mutations: What the ids of mutations begin with, up to their first dot, whose confirms this connection waits for;
+            None: it hears of all. `make_beginning()` makes one that nobody else has.
         random: Returns a float in [0, 1).
 
     Raises:
@@ -64,6 +72,7 @@ class Connection:
         transports: Sequence[TransportName] = LADDER,
         attempts: int | None = None,
         old_rows: bool = False,
+        mutations: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random_module.random,
     ) -> None:
@@ -78,6 +87,7 @@ class Connection:
             attempts=attempts,
             renewable=callable(token),
             old_rows=old_rows,
+            mutations=mutations,
         )
         self._kicked = asyncio.Event()  # something changed that the driver must look at
         self._awaited = float("inf")  # the deadline that the driver waits for

@@ -177,6 +177,7 @@ class Mutations:
         fulfil: Takes what the store hands back.
         now: Monotonic seconds.
         status: Asks the application's server what became of a mutation; without it, sending again asks.
+        beginning: What ids begin with, before a dot.
     """
 
     def __init__(
@@ -185,7 +186,9 @@ class Mutations:
         fulfil: Callable[[Sequence[Output]], None],
         now: Callable[[], float],
         status: StatusAsker | None,
+        beginning: str,
     ) -> None:
+        self._beginning = beginning
         self._store = store
         self._fulfil = fulfil
         self._now = now
@@ -198,7 +201,9 @@ class Mutations:
         self, patches: Sequence[Patch], send: Sender[R], strategy: Strategy, attempts: int, *, queued: bool
     ) -> MutationHandle[R]:
         """Show a mutation and send it."""
-        handle: MutationHandle[R] = MutationHandle(self, str(uuid.uuid4()), send, attempts)
+        # What comes after the dot is random as well: whoever knows an id can ask for what became of it.
+        identifier = f"{self._beginning}.{uuid.uuid4()}"
+        handle: MutationHandle[R] = MutationHandle(self, identifier, send, attempts)
         outputs = self._store.mutate(handle.id, patches, strategy=strategy, queued=queued)
         self._handles[handle.id] = handle
         for patch in patches:

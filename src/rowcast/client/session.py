@@ -61,6 +61,8 @@ class Session:
         attempts: Give up after so many failed attempts in a row; None for never.
         renewable: Whether the caller can get another token when the server refuses one.
         old_rows: Whether changes carry the whole old row; for callers that do not keep rows.
+        mutations: What this client's mutation ids begin with, up to their first dot: of commits that concern no
+            subscription, it then hears only of those that confirm one of these. None: of all that confirm something.
 
     Attributes:
         must_disconnect: Why the caller must end the link now, or None.
@@ -75,6 +77,7 @@ class Session:
         attempts: int | None = None,
         renewable: bool = False,
         old_rows: bool = False,
+        mutations: str | None = None,
     ) -> None:
         self.must_disconnect: str | None = None
         self.needs_token = False
@@ -82,6 +85,7 @@ class Session:
         self._client = client
         self._renewable = renewable
         self._old_rows = old_rows
+        self._mutations = mutations
         self._backoff = Backoff(random, limit=attempts)
         self._output = Output()
         self._subscriptions = Subscriptions(random, self._output)
@@ -255,6 +259,8 @@ class Session:
             hello["token"] = token
         if self._old_rows:
             hello["old_rows"] = True
+        if self._mutations is not None:
+            hello["mutations"] = self._mutations
         entries = self._subscriptions.ask_all(now)
         room, fitting = HELLO_BYTES, 0
         while fitting < len(entries) and (room := room - len(msgspec.json.encode(entries[fitting]))) >= 0:

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from rowcast.client import events
-from rowcast.client.connection import Connection, TokenSource
+from rowcast.client.connection import Connection, TokenSource, make_beginning
 from rowcast.client.events import (
     Event,
     Interest,
@@ -121,6 +121,7 @@ async def stream(
         transports=transports,
         attempts=attempts,
         old_rows=not snapshot,  # with a snapshot the caller has the rows
+        mutations=make_beginning(),  # of which there will be none
     )
     interest = Interest(channel, filter, where, params, columns, snapshot, since, only_changed)
     connection.subscribe(_SUBSCRIPTION, interest)

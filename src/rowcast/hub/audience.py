@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from rowcast.hub.shape import EncodedChange, Shape
 from rowcast.model import Operation, Position, Transaction
+
+_json: Final = msgspec.json.Encoder().encode
 
 
 class Framing(Protocol):
@@ -41,7 +45,7 @@ class Form(Protocol):
 
     @property
     def tells_confirms(self) -> bool:
-        """Whether a transaction without a visible change is told for its confirms."""
+        """Whether a transaction says which mutations it confirms, and is told for that alone."""
         ...
 
     def prefix(self, outlet: Outlet) -> bytes:
@@ -76,12 +80,11 @@ class TransactionHeader:
 
     @classmethod
     def of(cls, transaction: Transaction) -> TransactionHeader:
-        confirms = b",".join(b'"%s"' % confirm.encode() for confirm in transaction.confirms)
         return cls(
             transaction.position,
             b"%d" % transaction.xid,
             timestamp_json(transaction.timestamp_us),
-            b"[%s]" % confirms,
+            _json(transaction.confirms),
         )
 
 
@@ -134,7 +137,7 @@ class Audience:
         self.key = key
         self.form = form
         self.framing = framing
-        self.outlets = key[2]
+        self.outlets = key[3]
         self.members: dict[Sink, None] = {}
         self.last = last
         self.pending: list[bytes] = []
@@ -155,7 +158,7 @@ class Audience:
 
 
 OutletKey = tuple[str, str, bool]
-AudienceKey = tuple[str, str, frozenset[Outlet]]
+AudienceKey = tuple[str, str, bool, frozenset[Outlet]]
 
 
 def timestamp_json(timestamp_us: int) -> bytes:

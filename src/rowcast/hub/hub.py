@@ -74,6 +74,8 @@ class Subscriber:
     """A connection with its subscriptions.
 
     Attributes:
+        mutations: What its mutations' ids begin with, up to their first dot: a transaction that shows it no row is told
+            to it only if it confirms one of these. None: whatever it confirms.
         on_resync: Tells the connection's protocol that a subscription has to be read anew: the subscription, the
             reason, the milliseconds to wait, the position after which the stream goes on.
         on_columns: Tells it that a subscription's columns have changed (a resync follows), or None as the
@@ -85,8 +87,26 @@ class Subscriber:
     framing: Framing
     on_resync: Callable[[Subscription, str, int, Position], None]
     on_columns: Callable[[Subscription, ProtocolError | None], None]
+    mutations: str | None = None
     subscriptions: dict[str, Subscription] = field(default_factory=dict[str, Subscription])
     audience: Audience | None = None
+
+    @property
+    def hears_every_confirm(self) -> bool:
+        return self.form.tells_confirms and self.mutations is None
+
+    def waits_for(self, confirms: Iterable[str]) -> bool:
+        """Whether a transaction that shows it no row is to be told to it for what it confirms."""
+        return self.form.tells_confirms and (
+            bool(confirms)
+            if self.mutations is None
+            else any(owner_of(confirm) == self.mutations for confirm in confirms)
+        )
+
+
+def owner_of(mutation: str) -> str:
+    """What the ids of one client's mutations have in common."""
+    return mutation.partition(".")[0]
 
 
 class Hub:
@@ -121,7 +141,8 @@ class Hub:
         self._projections: dict[tuple[int, frozenset[str] | None], Projection] = {}
         self._routes: dict[int, Routes] = {}
         self._audiences: dict[AudienceKey, Audience] = {}
-        self._confirmed: dict[Audience, None] = {}  # audiences that are told confirms
+        self._confirmed: dict[Audience, None] = {}  # audiences that are told every confirm
+        self._owners: dict[str, dict[Subscriber, None]] = {}  # by what their mutations' ids begin with
         self._name_channels()
 
     @property
@@ -202,21 +223,38 @@ class Hub:
                             parts[audience].append(fragment)
                         else:
                             parts[audience] = [fragment]
-        if transaction.confirms:
-            for audience in self._confirmed:
-                parts.setdefault(audience, [])
+        owners = self._told_alone(transaction, parts) if transaction.confirms else ()
         if unknown:
             # Before the transaction, which says that everything up to its position has been told.
             self._flush(touched)
             self.resync_shapes(unknown, "unchanged_value", before)
-        if parts:
+        if parts or owners:
             header = TransactionHeader.of(transaction)
+            for subscriber, audience in owners:
+                audience.flush()  # the position of what follows says that all before it has been told
+                subscriber.sink.send(audience.form.transaction(header, audience.last, (), audience.framing))
             for audience, fragments in parts.items():
                 audience.pending.append(
                     audience.form.transaction(header, audience.last, fragments, audience.framing)
                 )
                 audience.last = transaction.position
                 touched[audience] = None
+
+    def _told_alone(
+        self, transaction: Transaction, parts: dict[Audience, list[bytes]]
+    ) -> list[tuple[Subscriber, Audience]]:
+        """See that confirms reach their owners: those whose audience has no part in the transaction.
+
+        Such a frame is one member's alone. The others do without its position, which the next `base` does not name.
+        """
+        for audience in self._confirmed:
+            parts.setdefault(audience, [])
+        return [
+            (subscriber, subscriber.audience)
+            for owner in dict.fromkeys(map(owner_of, transaction.confirms))
+            for subscriber in self._owners.get(owner, ())
+            if subscriber.audience is not None and subscriber.audience not in parts
+        ]
 
     def _publish_gap(self, gap: Gap, now: float) -> None:
         if gap.tables is None or epoch_of(gap.position) != epoch_of(self.log.head):
@@ -328,7 +366,7 @@ class Hub:
             fragments, unknown, changed = self._replay_fragments(entry, active)
             refuse(unknown, "unchanged_value", base)
             refuse(changed, "schema_changed", base)
-            if fragments or (entry.confirms and subscriber.form.tells_confirms):
+            if fragments or subscriber.waits_for(entry.confirms):
                 header = TransactionHeader.of(entry)
                 parts.append(subscriber.form.transaction(header, base, fragments, subscriber.framing))
                 base = entry.position
@@ -390,15 +428,17 @@ class Hub:
     def join(self, subscriber: Subscriber) -> None:
         """Put a subscriber into the audience that its subscriptions ask for."""
         self.subscribers[subscriber] = None
+        if subscriber.mutations is not None:
+            self._owners.setdefault(subscriber.mutations, {})[subscriber] = None
         outlets = frozenset(each.outlet for each in subscriber.subscriptions.values() if each.active)
-        key = (subscriber.form.name, subscriber.framing.name, outlets)
+        key = (subscriber.form.name, subscriber.framing.name, subscriber.hears_every_confirm, outlets)
         audience = self._audiences.get(key)
         if audience is not None and audience is subscriber.audience:
             return
         self._part(subscriber)
         if audience is None:
             audience = self._audiences[key] = Audience(key, subscriber.form, subscriber.framing, self.head)
-            if subscriber.form.tells_confirms:
+            if subscriber.hears_every_confirm:
                 self._confirmed[audience] = None
         audience.members[subscriber.sink] = None
         subscriber.audience = audience
@@ -406,6 +446,11 @@ class Hub:
     def leave(self, subscriber: Subscriber) -> None:
         """The connection is gone: forget it and whatever only it watched."""
         self.subscribers.pop(subscriber, None)
+        owners = self._owners.get(subscriber.mutations or "")
+        if owners is not None:
+            owners.pop(subscriber, None)
+            if not owners:
+                del self._owners[subscriber.mutations or ""]
         self._part(subscriber)
         subscriptions = list(subscriber.subscriptions.values())
         subscriber.subscriptions.clear()

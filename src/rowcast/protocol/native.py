@@ -14,6 +14,7 @@ many of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -30,6 +31,8 @@ from rowcast.protocol.forms import plain_label
 VERSION: Final = 1
 # Long enough for "table:uuid" with a prefix, short enough that a million of them do not matter.
 MAX_ID_CHARACTERS: Final = 128
+# Eight random characters are enough that two clients do not hear each other's confirms.
+_MUTATIONS: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 # A client may come back with all its subscriptions at once; what is over this many seconds' worth is a flood.
 _BURST_SECONDS: Final = 10
 _CLOSE_TOO_MANY_MESSAGES: Final = 4003
@@ -71,6 +74,7 @@ class HelloFrame(msgspec.Struct, tag_field="type", tag="hello"):
     token: str | None = None
     client: str = ""
     old_rows: bool = False
+    mutations: str | None = None
     subscriptions: list[_Entry] = []
 
 
@@ -160,6 +164,7 @@ class NativeSession:
     now: float
     form: Form | None = None
     old_rows: bool = False
+    mutations: str | None = None
     last_heard: float = 0.0
     subscriptions: set[str] = field(default_factory=set[str])
     _tokens: float = 0.0
@@ -169,11 +174,14 @@ class NativeSession:
         self.last_heard = self.now
         self._tokens = self.max_messages_per_second * _BURST_SECONDS
 
-    def open(self, form: Form, subscriptions: Sequence[dict[str, object]]) -> list[Command]:
+    def open(
+        self, form: Form, subscriptions: Sequence[dict[str, object]], mutations: str | None = None
+    ) -> list[Command]:
         """Begin without a client's frames, for transports that carry the wishes in the request (`/sse`).
 
         Args:
             subscriptions: As in `hello`. They are begun together, so that one position resumes them all.
+            mutations: As in `hello`; the plain form has no use for it.
 
         Raises:
             ProtocolError: An entry has the wrong shape.
@@ -183,7 +191,7 @@ class NativeSession:
         except msgspec.ValidationError as error:
             raise ProtocolError("invalid_frame", str(error)) from None
         if form == "full":
-            return self._hello(HelloFrame(version=VERSION, subscriptions=entries))
+            return self._hello(HelloFrame(version=VERSION, mutations=mutations, subscriptions=entries))
         self.form = "plain"
         return self._subscribe(entries)
 
@@ -255,6 +263,7 @@ class NativeSession:
                 "unsupported_version",
                 f"this server speaks version {VERSION} of the protocol, not {frame.version}",
             )
+        self.mutations = checked_mutations(frame.mutations)
         self.form = "full"
         self.old_rows = frame.old_rows
         welcome = _reply(
@@ -428,6 +437,21 @@ def _parse(text: bytes) -> _ClientFrame:
     if kind not in _TYPES:
         raise ProtocolError("unknown_type", f'there is no type "{kind[:40]}"; known: {", ".join(_TYPES)}')
     raise ProtocolError("invalid_frame", f"{kind}: {reason}")
+
+
+def checked_mutations(text: str | None) -> str | None:
+    """What a client says that the ids of its mutations begin with.
+
+    Raises:
+        ProtocolError: It cannot be that.
+    """
+    if text is None or _MUTATIONS.fullmatch(text):
+        return text
+    raise ProtocolError(
+        "invalid_frame",
+        "`mutations` is what the ids of your mutations begin with, up to their first dot: "
+        "8 to 64 letters, digits, - and _, best random ones",
+    )
 
 
 def _expression(frame: SubscribeFrame | _Entry) -> Expression | None:

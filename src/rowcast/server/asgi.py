@@ -17,12 +17,20 @@ from starlette.types import Message, Receive, Scope, Send
 from rowcast.errors import ProtocolError
 from rowcast.model import parse_position
 from rowcast.protocol.framing import EVENT_STREAM, LINE
-from rowcast.protocol.native import Form
+from rowcast.protocol.native import Form, checked_mutations
 from rowcast.server.connection import ClientConnection
 from rowcast.server.query import SELECTION, Query
 from rowcast.server.service import Service
 
-_PARAMETERS: Final = SELECTION | {"channel", "only_changed", "since", "snapshot", "form", "token"}
+_PARAMETERS: Final = SELECTION | {
+    "channel",
+    "only_changed",
+    "since",
+    "snapshot",
+    "form",
+    "mutations",
+    "token",
+}
 _FORMS: Final[Mapping[str, Form]] = {"plain": "plain", "full": "full"}
 
 
@@ -118,10 +126,13 @@ class EventStreamEndpoint:
         refusal = service.refusal(headers.get("origin"), headers.get("host"))
         if refusal is None and scope["method"] != "GET":
             refusal = (405, "an event stream is read with GET")
+        mutations: str | None = None
         form: Form = "plain"
         wishes: list[dict[str, object]] = []
         try:
-            form, wishes = _wishes(scope["query_string"], headers.get("last-event-id"))
+            query = Query(scope["query_string"], _PARAMETERS)
+            mutations = checked_mutations(query.text("mutations"))
+            form, wishes = _wishes(query, headers.get("last-event-id"))
         except ProtocolError as error:
             refusal = refusal or (400, str(error))
         if refusal is not None:
@@ -137,7 +148,7 @@ class EventStreamEndpoint:
             *cors_headers(service, headers),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": fields})
-        connection.open(form, wishes)
+        connection.open(form, wishes, mutations)
 
         async def send_body(piece: bytes) -> None:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -184,7 +195,7 @@ async def _receive_disconnect(receive: Receive) -> None:
         pass
 
 
-def _wishes(query_string: bytes, last_event: str | None) -> tuple[Form, list[dict[str, object]]]:
+def _wishes(query: Query, last_event: str | None) -> tuple[Form, list[dict[str, object]]]:
     """The query as the form and the subscriptions that a WebSocket client would have named.
 
     Args:
@@ -193,7 +204,6 @@ def _wishes(query_string: bytes, last_event: str | None) -> tuple[Form, list[dic
     Raises:
         ProtocolError: The query cannot be understood; the text says what to write.
     """
-    query = Query(query_string, _PARAMETERS)
     channels = query.all("channel")
     if not channels:
         raise ProtocolError("invalid_frame", "name what to watch: /sse?channel=projects")

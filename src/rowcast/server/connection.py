@@ -115,9 +115,11 @@ class ClientConnection:
         for command in self.session.receive_text(text, self.service.now()):
             self._execute(command)
 
-    def open(self, form: Form, subscriptions: Sequence[dict[str, object]]) -> None:
+    def open(
+        self, form: Form, subscriptions: Sequence[dict[str, object]], mutations: str | None = None
+    ) -> None:
         """Begin with what a request asked for; see `NativeSession.open`."""
-        for command in self.session.open(form, subscriptions):
+        for command in self.session.open(form, subscriptions, mutations):
             self._execute(command)
 
     def receive_binary(self) -> None:
@@ -145,7 +147,9 @@ class ClientConnection:
         if self.subscriber is None:
             full = FULL_WITH_OLD_ROWS if self.session.old_rows else FULL
             form = full if self.session.form == "full" else PLAIN
-            self.subscriber = Subscriber(self, form, self.framing, self._resync, self._columns)
+            self.subscriber = Subscriber(
+                self, form, self.framing, self._resync, self._columns, self.session.mutations
+            )
             if self.session.form == "full" and self.service.ready:
                 self.service.hub.join(self.subscriber)
         return self.subscriber

@@ -45,11 +45,13 @@ class EventStreamLink:
         )
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._welcomed = False
+        self._mutations: str | None = None
 
     async def send(self, frame: JSONObject) -> None:
         """Only what opens or ends a stream has an effect."""
         match frame["type"]:
             case "hello":
+                self._mutations = frame.get("mutations")
                 if not frame["subscriptions"]:
                     self._streams[""] = asyncio.create_task(self._greet())
                 for entry in frame["subscriptions"]:
@@ -103,6 +105,7 @@ class EventStreamLink:
             since=entry.get("since"),
             snapshot="true" if entry.get("snapshot") else None,
             only_changed="true" if entry.get("only_changed") else None,
+            mutations=self._mutations,
         )
         try:
             async with self._client.stream("GET", f"{self._http}/sse?{query}") as response:
