@@ -120,6 +120,13 @@ def test_which_transactions_were_dropped_is_remembered() -> None:
     assert memory.has_evicted(16)
 
 
+def test_positions_of_another_epoch_are_not_answered_however_they_are_ordered() -> None:
+    memory = log()
+    memory.append(transaction(10), 0.0)
+    for epoch in ("0" * 16, "f" * 16):
+        assert memory.after(make_position(epoch, 10)) is None
+
+
 def test_ids_of_another_cluster_say_nothing() -> None:
     memory = log(first_xid=1_000)
     memory.append(transaction(1, xid=2_000), 0.0)

@@ -149,7 +149,7 @@ class MemoryLog:
         self._size_bytes += _size(entry)
 
     def after(self, position: Position) -> Iterator[Transaction | Gap] | None:
-        if position < self._floor:
+        if epoch_of(position) != epoch_of(self._head) or position < self._floor:
             return None
         return self._read(bisect_right(self._positions, position, lo=self._first))
 

@@ -15,9 +15,15 @@ import psycopg
 import pytest
 from websockets.asyncio.client import connect
 
+from rowcast.capture.catalog import load_tables_by_oid
 from rowcast.capture.install import install
+from rowcast.hub import Hub, Request
+from rowcast.log import MemoryLog
+from rowcast.model import Gap, Position, make_position
 from rowcast.server import Addresses, Rowcast
+from rowcast.server.snapshots import Snapshots
 from rowcast.settings import Settings
+from rowcast.snapshot import SnapshotReader
 from rowcast.testing.server import running
 
 Rows = dict[int, dict[str, Any]]
@@ -220,3 +226,31 @@ async def test_after_a_lost_transaction_and_new_columns_rows_can_be_read_at_once
             while len(rows) < 2001 or "colour" not in rows[0]:
                 rows = (await client.get(f"{addresses.http}v1/rows/items")).json().get("rows", rows)
     assert rows[-1] == {"id": 3000, "note": "after", "colour": "red"}
+
+
+@pytest.mark.parametrize("epochs", [("0" * 16, "f" * 16), ("f" * 16, "0" * 16)])
+async def test_a_snapshot_that_waits_for_the_stream_goes_on_in_the_next_epoch_however_they_are_ordered(
+    dsn: str, connection: psycopg.Connection, epochs: tuple[str, str]
+) -> None:
+    connection.execute("CREATE TABLE items (id bigint PRIMARY KEY)")
+    connection.execute("INSERT INTO items VALUES (1)")
+    async with await psycopg.AsyncConnection.connect(dsn) as looking:
+        cursor = await looking.execute("SELECT 'items'::regclass::oid::bigint")
+        [[oid]] = await cursor.fetchall()
+        tables = await load_tables_by_oid(looking, [oid])
+    before, after = (make_position(epoch, 10) for epoch in epochs)
+    hub = Hub(MemoryLog(before, max_bytes=1000, max_seconds=1000), tables)
+    asked = asyncio.Event()
+
+    async def mark() -> Position:
+        asked.set()
+        return hub.head if hub.head == after else make_position(epochs[0], 11)
+
+    snapshots = Snapshots(SnapshotReader(dsn, ""), hub, lambda: asyncio.ensure_future(mark()), lambda: 0.0)
+    reading = asyncio.create_task(snapshots.frozen(Request("s", "items")))
+    await asyncio.wait_for(asked.wait(), 20)
+    hub.publish([Gap(after, "slot_lost")], 0.0)
+    snapshots.heard()
+    frozen = await asyncio.wait_for(reading, 20)
+    assert (frozen.position, list(frozen.batches())) == (after, [[b'{"id":1}'], []])
+    await snapshots.close()

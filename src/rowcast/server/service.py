@@ -22,9 +22,10 @@ from rowcast.capture import Capture
 from rowcast.errors import CaptureError, NotInstalledError, RowcastError
 from rowcast.hub import Framing, Hub
 from rowcast.log import MemoryLog
-from rowcast.model import Position, make_position
-from rowcast.protocol.native import ServerState, Wish
+from rowcast.model import Position, epoch_of, make_position
+from rowcast.protocol.native import ServerState
 from rowcast.server.connection import ClientConnection
+from rowcast.server.mutations import Mutations
 from rowcast.server.snapshots import Snapshots
 from rowcast.settings import Settings
 from rowcast.snapshot import SnapshotReader
@@ -71,9 +72,10 @@ class Service:
         self.errors: Counter[str] = Counter()
         self._hub: Hub | None = None
         self._snapshots: Snapshots | None = None
+        self._mutations: Mutations | None = None
         self._names = itertools.count(1)
         self._name_prefix = f"{random.getrandbits(32):08x}"
-        self._waiting: list[tuple[ClientConnection, tuple[Wish, ...]]] = []
+        self._waiting: list[tuple[ClientConnection, Callable[[], None]]] = []
         self._target: Position | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -90,6 +92,12 @@ class Service:
         """The snapshots; there are some once the capture has started."""
         assert self._snapshots is not None, "snapshots are used only when the service is ready"
         return self._snapshots
+
+    @property
+    def mutations(self) -> Mutations:
+        """Answers about mutations; there are some once the capture has started."""
+        assert self._mutations is not None, "mutations are asked for only when the service is ready"
+        return self._mutations
 
     @property
     def started(self) -> bool:
@@ -121,6 +129,8 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._mutations is not None:
+            await self._mutations.close()
         if self._snapshots is not None:
             await self._snapshots.close()
         await self.capture.close()
@@ -158,6 +168,7 @@ class Service:
         snapshots = self._snapshots = Snapshots(
             reader, hub, lambda: asyncio.ensure_future(capture.mark()), self.now
         )
+        self._mutations = Mutations(reader, hub, lambda: asyncio.ensure_future(capture.mark()))
         missing = [name for name in settings.tables if name not in hub.channels]
         if missing:
             raise NotInstalledError(
@@ -190,7 +201,9 @@ class Service:
 
     def _become_ready(self) -> None:
         """Once everything up to the start has been heard, subscriptions begin."""
-        if self.ready or self._target is None or self.hub.head < self._target:
+        target, head = self._target, self.hub.head
+        # Another epoch has another end, and takes nobody's position: there is nothing to wait for.
+        if self.ready or target is None or (epoch_of(head) == epoch_of(target) and head < target):
             return
         self.ready = True
         self.live.set()
@@ -200,16 +213,16 @@ class Service:
             if connection.subscriber is not None:
                 self.hub.join(connection.subscriber)
         waiting, self._waiting = self._waiting, []
-        for connection, wishes in waiting:
+        for connection, begin in waiting:
             if connection in self.connections:
-                connection.subscribe(wishes)
+                begin()
 
-    def when_ready(self, connection: ClientConnection, wishes: tuple[Wish, ...]) -> None:
-        """Begin subscriptions, now or as soon as the stream has caught up."""
+    def when_ready(self, connection: ClientConnection, begin: Callable[[], None]) -> None:
+        """Do what a client has asked for, now or as soon as the stream has caught up."""
         if self.ready:
-            connection.subscribe(wishes)
+            begin()
         else:
-            self._waiting.append((connection, wishes))
+            self._waiting.append((connection, begin))
 
     def refusal(self, origin: str | None, host: str | None) -> tuple[int, str] | None:
         """Why a connection is not accepted, as an HTTP status and a sentence; None if it is."""

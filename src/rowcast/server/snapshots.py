@@ -24,7 +24,7 @@ from rowcast.capture.connection import one_line
 from rowcast.errors import CaptureError, ProtocolError
 from rowcast.hub import Hub, Request, Shape, Subscription
 from rowcast.hub.shape import EncodedChange, ShapeKey
-from rowcast.model import MISSING, Change, Gap, Position, Row
+from rowcast.model import MISSING, Change, Gap, Position, Row, epoch_of
 from rowcast.protocol.forms import PLAIN
 from rowcast.server.connection import ClientConnection
 from rowcast.snapshot import SnapshotReader, Visibility
@@ -331,13 +331,15 @@ class Snapshots:
     def heard(self) -> None:
         """The stream has moved: whoever waits for it to pass a position looks again."""
         head = self.hub.head
-        for position in [position for position in self._heads if position <= head]:
+        epoch = epoch_of(head)
+        for position in [each for each in self._heads if each <= head or epoch_of(each) != epoch]:
             for future in self._heads.pop(position):
                 if not future.done():
                     future.set_result(None)
 
-    async def _passed(self, position: Position) -> None:
-        if self.hub.head < position:
+    async def _passed(self, position: Position, epoch: str) -> None:
+        """Wait until the stream has passed a position, or is in another epoch than `epoch`: positions go back then."""
+        while epoch_of(self.hub.head) == epoch and (epoch_of(position) != epoch or self.hub.head < position):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._heads.setdefault(position, []).append(future)
             await future
@@ -388,7 +390,7 @@ class Snapshots:
                     marking.cancel()
             end = await marking
         corrections.fold(hub)
-        await self._passed(end)
+        await self._passed(end, epoch_of(begun))
         corrections.fold(hub)
         snapshot.complete = True
 
