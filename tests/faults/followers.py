@@ -239,6 +239,7 @@ class MirrorFollower:
         self.path = folder / f"{name.replace(' ', '-')}.sqlite"
         self._process: Process | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
         self._chance = random.Random(name)
 
     @property
@@ -271,11 +272,12 @@ class MirrorFollower:
     async def refresh(self) -> None:
         if self._process is not None and self._process.ended_within(0):
             self.failure = AssertionError(f"{self.name} has ended: {self._process.error_text()}")
-        found = await asyncio.to_thread(self._look)
-        if found is not None:
-            position, columns, rows = found
-            if position != self.journal.position:
-                self.journal.load(position, columns, rows)
+        async with self._turn:  # what is seen later is written down later
+            found = await asyncio.to_thread(self._look)
+            if found is not None:
+                position, columns, rows = found
+                if position != self.journal.position:
+                    self.journal.load(position, columns, rows)
 
     async def _look_often(self) -> None:
         while True:
