@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The marker is rebuilt when the dependencies change, so that every target can depend on it.
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check format lint types imports bench explore faults browser clean
+.PHONY: help setup demo test check format lint types imports bench explore faults handoffs browser clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -52,6 +52,9 @@ explore: $(READY) ## the client's store in every order of three mutations, three
 
 faults: $(READY) ## random writers, subscribers and faults against an oracle; FAULTS_SECONDS=600, FAULTS_SEED=…
 	@$(BIN)/python -m tests.faults
+
+handoffs: $(READY) ## snapshots under 32 writers beside hand-offs that do not work; HANDOFFS_SNAPSHOTS=2000, HANDOFFS_SEED=…
+	@$(BIN)/python -m tests.faults.handoffs
 
 clean: ## remove the virtual environment and caches
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
