@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+from types import NoneType
 from typing import Any, Final, TypeAlias
+
+import msgspec
 
 Row: TypeAlias = Mapping[str, Any]
 Scalar: TypeAlias = str | int | float | Decimal | bool | None
 Key: TypeAlias = Scalar | tuple[Scalar, ...]
 Frame: TypeAlias = Mapping[str, Any]
+
+_SCALARS: Final = (int, str, float, Decimal, NoneType)
 
 # Rows by key as they were before a step; None where there was none.
 Before: TypeAlias = dict[Key, Row | None]
@@ -44,9 +48,7 @@ def canonical_text(value: object) -> str:
 
 
 def _scalar(value: object) -> Scalar:
-    if value is None or isinstance(value, str | int | float | Decimal):
-        return value
-    return canonical_text(value)
+    return value if isinstance(value, _SCALARS) else canonical_text(value)
 
 
 def make_key(key: Mapping[str, object] | Key) -> Key:
@@ -65,8 +67,7 @@ def key_of(row: Mapping[str, object], columns: Sequence[str]) -> Key:
     return tuple(_scalar(row[column]) for column in columns)
 
 
-@dataclass(frozen=True, slots=True)
-class RowChange:
+class RowChange(msgspec.Struct, frozen=True):
     """What one step did to one row.
 
     Attributes:

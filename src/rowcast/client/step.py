@@ -415,11 +415,11 @@ class Step:
 
     def _difference(self, known: KnownRows, before: Before, *, reset: bool) -> list[RowChange]:
         visible = known.visible if known.overlaid else known.base.rows.get
-        changes: list[RowChange] = []
-        for key, old in before.items():
-            new = visible(key)
-            if new is not old and new != old:
-                changes.append(RowChange(key, old, new, key))
+        changes = [
+            RowChange(key, old, new, key)
+            for key, old in before.items()
+            if (new := visible(key)) is not old and new != old
+        ]
         if reset:
             rows = VisibleRows(known)
             changes.extend(RowChange(key, None, rows[key], key) for key in rows if key not in before)

@@ -19,8 +19,9 @@ from typing import Any, Final, TypeAlias
 
 from rowcast.client.rows import Key, Row, RowChange, canonical_text
 
-# Moving half of 512 pointers costs less than the comparisons that find the place.
-_CHUNK: Final = 512
+# The last steps to a place compare with entries that are in no processor cache, and a short chunk has few of them; the
+# bounds of all chunks stay in the cache. Shorter still, and counting the chunks anew would cost more than that.
+_CHUNK: Final = 128
 
 _Entry: TypeAlias = tuple[Any, ...]
 _Placed: TypeAlias = tuple[_Entry, Row, RowChange]
@@ -68,9 +69,12 @@ class _Reversed:
 
 
 class _SortedEntries:
-    """A list in order, as chunks, with the place of an entry in O(log n)."""
+    """A list in order, as chunks, with the place of an entry in O(log n).
 
-    __slots__ = ("_chunks", "_lasts", "_tree")
+    No entry of a chunk lies beyond the chunk's bound, and all of the next chunk's do.
+    """
+
+    __slots__ = ("_bounds", "_chunks", "_tree")
 
     def __init__(self) -> None:
         self._chunks: list[list[_Entry]] = []
@@ -81,40 +85,42 @@ class _SortedEntries:
 
     def place(self, entry: _Entry) -> int:
         """How many entries come before it."""
-        number = bisect_left(self._lasts, entry)
+        number = bisect_left(self._bounds, entry)
         within = bisect_left(self._chunks[number], entry) if number < len(self._chunks) else 0
         return self._before(number) + within
 
     def replace(self, leaving: Sequence[_Entry], coming: Sequence[_Entry]) -> None:
         """Remove some entries, which must be there, and add others."""
-        if len(leaving) + len(coming) > len(self) // 8:  # sorting nearly sorted entries is cheaper then
+        changed = len(leaving) + len(coming)
+        if changed > len(self) // 8:  # sorting nearly sorted entries is cheaper then
             gone = set(leaving)
             ordered = sorted(chain((entry for entry in self if entry not in gone), coming))
             self._chunks = [ordered[start : start + _CHUNK] for start in range(0, len(ordered), _CHUNK)]
             self._recount()
             return
-        recount = len(leaving) + len(coming) > len(self._chunks)
+        chunks, bounds = self._chunks, self._bounds
+        recount = changed > len(chunks)
         for entry in leaving:
-            number = bisect_left(self._lasts, entry)
-            chunk = self._chunks[number]
+            number = bisect_left(bounds, entry)
+            chunk = chunks[number]
             del chunk[bisect_left(chunk, entry)]
             if not chunk:
-                del self._chunks[number]
-                self._recount()
-                continue
-            self._lasts[number] = chunk[-1]
-            if not recount:
+                del chunks[number], bounds[number]
+                recount = True
+            elif not recount:
                 self._count(number, -1)
         for entry in coming:
-            number = min(bisect_left(self._lasts, entry), len(self._chunks) - 1)
-            chunk = self._chunks[number]
+            number = bisect_left(bounds, entry)
+            if number == len(chunks):
+                number -= 1
+                bounds[number] = entry
+            chunk = chunks[number]
             insort(chunk, entry)
             if len(chunk) > 2 * _CHUNK:
-                self._chunks[number : number + 1] = [chunk[:_CHUNK], chunk[_CHUNK:]]
-                self._recount()
-                continue
-            self._lasts[number] = chunk[-1]
-            if not recount:
+                chunks[number : number + 1] = [chunk[:_CHUNK], chunk[_CHUNK:]]
+                bounds.insert(number, chunk[_CHUNK - 1])
+                recount = True
+            elif not recount:
                 self._count(number, 1)
         if recount:
             self._recount()
@@ -137,7 +143,7 @@ class _SortedEntries:
         return self._chunks[number][index]
 
     def _recount(self) -> None:
-        self._lasts = [chunk[-1] for chunk in self._chunks]
+        self._bounds = [chunk[-1] for chunk in self._chunks]
         # A Fenwick tree over the chunks' lengths.
         tree = [0] * (len(self._chunks) + 1)
         for number, chunk in enumerate(self._chunks, 1):
@@ -172,14 +178,13 @@ class View:
         limit: Only the first so many rows; None for all.
     """
 
-    __slots__ = ("_columns", "_descending", "_entries", "_entry", "_limit", "_rows")
+    __slots__ = ("_descending", "_entries", "_entry", "_limit", "_rows")
 
     def __init__(
         self, rows: Mapping[Key, Row], order_by: str | Sequence[str] = (), limit: int | None = None
     ) -> None:
         terms = [term.strip() for term in (order_by.split(",") if isinstance(order_by, str) else order_by)]
         directions = [(term.removeprefix("-"), term.startswith("-")) for term in terms if term]
-        self._columns = tuple(column for column, _ in directions)
         # Entries ascend in the first column; where it shall descend, they are read from the end.
         self._descending = bool(directions) and directions[0][1]
         self._entry = _entry_maker([(column, down != self._descending) for column, down in directions])
@@ -218,15 +223,15 @@ class View:
         leaving: list[_Placed] = []
         coming: list[_Placed] = []
         staying: list[_Placed] = []
+        entry = self._entry
         for change in changes:
             old, new = change.old, change.new
-            if old is not None and new is not None and self._stays(change, old, new):
-                staying.append((self._entry(new, change.key), new, change))
-                continue
-            if old is not None:
-                leaving.append((self._entry(old, change.old_key), old, change))
-            if new is not None:
-                coming.append((self._entry(new, change.key), new, change))
+            old_entry = None if old is None else entry(old, change.old_key)
+            new_entry = None if new is None else entry(new, change.key)
+            if old is not None and old_entry is not None and old_entry != new_entry:
+                leaving.append((old_entry, old, change))
+            if new is not None and new_entry is not None:
+                (staying if old_entry == new_entry else coming).append((new_entry, new, change))
 
         shown = len(self)
         left = self._shown(leaving)
@@ -261,12 +266,6 @@ class View:
             (index, row) for index, (row, _) in self._shown(staying).items() if index not in entered
         )
         return delta
-
-    def _stays(self, change: RowChange, old: Row, new: Row) -> bool:
-        for column in self._columns:
-            if old.get(column) != new.get(column):
-                return False
-        return change.key == change.old_key
 
     def _shown(self, placed: Sequence[_Placed]) -> dict[int, tuple[Row, RowChange]]:
         """Of entries that the view holds at present, those that are shown: by index."""
@@ -308,10 +307,10 @@ def _entry_maker(directions: Sequence[tuple[str, bool]]) -> Callable[[Row, Key],
 
         def entry_of_one(row: Row, key: Key) -> _Entry:
             value = row.get(column)
-            rank, key_rank = _RANKS.get(value.__class__), _RANKS.get(key.__class__)
-            if rank is None or key_rank is None:
+            try:
+                return _RANKS[value.__class__], value, _RANKS[key.__class__], key
+            except KeyError:
                 return (*_ranked(value), *_ranked_key(key))
-            return rank, value, key_rank, key
 
         return entry_of_one
 
