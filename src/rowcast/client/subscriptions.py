@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from rowcast.client.backoff import Backoff
 from rowcast.client.events import (
@@ -32,16 +32,13 @@ from rowcast.client.events import (
     Subscribed,
     Transaction,
 )
+from rowcast.client.lanes import Lane, Subscription
 
 EPOCH_DIGITS: Final = 16
 _NO_EPOCH: Final = "0" * EPOCH_DIGITS  # of a server that has not reached its database yet
 
 # What no second asking mends. An unknown channel is not among them once it was known: the table may come back.
 _REFUSALS: Final = frozenset({"unknown_column", "invalid_filter", "invalid_frame", "too_many_subscriptions"})
-
-# idle: not asked for on this link.  asked: no answer yet.  loading: the snapshot is on its way.
-# live: changes are told.  waiting: asked for again at `ask_at`.  refused: for good.
-Phase: TypeAlias = Literal["idle", "asked", "loading", "live", "waiting", "refused"]
 
 
 @dataclass(slots=True)
@@ -50,39 +47,6 @@ class Output:
 
     frames: list[JSONObject] = field(default_factory=list[JSONObject])
     events: list[Event] = field(default_factory=list[Event])
-
-
-@dataclass(slots=True, eq=False)
-class _Lane:
-    told: str | None = None
-    replaying: bool = False  # see Subscriptions.on_position
-    floor: str | None = None
-    shapes: dict[int, list[_Subscription]] = field(default_factory=dict[int, "list[_Subscription]"])
-
-
-@dataclass(slots=True, eq=False)
-class _Subscription:
-    id: str
-    interest: Interest
-    backoff: Backoff
-    start: str | None
-    loaded: bool
-    phase: Phase = "idle"
-    wire: str | None = None  # its id on this link; never used twice, so that late frames find nobody
-    lane: _Lane | None = None
-    shape: int | None = None
-    known: bool = False  # the server has watched it before
-    next_chunk: int | None = None
-    held: list[Transaction] = field(default_factory=list[Transaction])
-    ask_at: float = 0.0
-    seen: tuple[object, ...] = ()
-    seen_at: float = 0.0
-
-    @property
-    def position(self) -> str | None:
-        """Up to where everything has been told to it."""
-        floor = self.lane.floor if self.lane is not None and self.phase == "live" else None
-        return self.start if floor is None or (self.start is not None and floor < self.start) else floor
 
 
 class Subscriptions:
@@ -99,14 +63,15 @@ class Subscriptions:
         self.server_position: str | None = None
         self._random = random
         self._output = output
-        self._all: dict[str, _Subscription] = {}
-        self._by_wire: dict[str, _Subscription] = {}
-        self._lanes: dict[str | None, _Lane] = {}
-        self._waiting: set[_Subscription] = set()
+        self._all: dict[str, Subscription] = {}
+        self._by_wire: dict[str, Subscription] = {}
+        self._lanes: dict[str | None, Lane] = {}
+        # By id, in the order in which they came to wait: what goes out is the same in every run.
+        self._waiting: dict[str, Subscription] = {}
         # Resumed from another epoch; the server owes each of them a resync before anything else.
-        self._strangers: set[_Subscription] = set()
+        self._strangers: dict[str, Subscription] = {}
         # Resumed, and not answered yet: what is told "to all" meanwhile is not told to them.
-        self._resuming: set[_Subscription] = set()
+        self._resuming: dict[str, Subscription] = {}
         self._next_wire = 0
 
     @property
@@ -121,7 +86,7 @@ class Subscriptions:
         return self._all[subscription].position
 
     def add(self, subscription: str, interest: Interest) -> None:
-        self._all[subscription] = _Subscription(
+        self._all[subscription] = Subscription(
             subscription,
             interest,
             Backoff(self._random),
@@ -132,7 +97,7 @@ class Subscriptions:
     def remove(self, subscription: str) -> None:
         removed = self._all.pop(subscription)
         self._leave(removed)
-        self._waiting.discard(removed)
+        self._waiting.pop(removed.id, None)
 
     def refetch(self, subscription: str) -> None:
         """Its rows are to be read anew when it is asked for next."""
@@ -152,12 +117,12 @@ class Subscriptions:
 
     def ask_due(self, now: float) -> None:
         """Ask again for those whose time has come."""
-        for due in [each for each in self._waiting if each.ask_at <= now]:
+        for due in [each for each in self._waiting.values() if each.ask_at <= now]:
             self.ask(due.id, now)
 
     def deadline(self) -> float:
         """When `ask_due()` has something to do; infinity for never."""
-        return min((each.ask_at for each in self._waiting), default=float("inf"))
+        return min((each.ask_at for each in self._waiting.values()), default=float("inf"))
 
     def link_ended(self) -> None:
         """Keep what was told; forget what belonged to the link."""
@@ -213,9 +178,9 @@ class Subscriptions:
             if subscription.start is None or not subscription.loaded:
                 subscription.start = position
             elif subscription.start[:EPOCH_DIGITS] != position[:EPOCH_DIGITS]:
-                self._strangers.add(subscription)
+                self._strangers[subscription.id] = subscription
             else:
-                self._rewind(lane, subscription, subscription.start)
+                lane.rewind(subscription, subscription.start)
             subscription.backoff.reset()
             subscription.known = True
             self._hear(lane, position)
@@ -272,15 +237,7 @@ class Subscriptions:
         lane.floor = position
         self._hear(lane, position)
         confirms: Sequence[str] = frame.get("confirms", ())
-        changes: dict[str, list[JSONObject]] = {}
-        held: dict[_Subscription, list[JSONObject]] = {}
-        for change in frame["changes"]:
-            for subscription in lane.shapes.get(change["shape"], ()):
-                if subscription.start is None or position > subscription.start:
-                    if subscription.phase == "live":
-                        changes.setdefault(subscription.id, []).append(change)
-                    elif not subscription.held or position > subscription.held[-1].position:
-                        held.setdefault(subscription, []).append(change)
+        changes, held = lane.share_out(frame["changes"], position)
         if confirms:
             for subscription in self._loading(lane):
                 held.setdefault(subscription, [])
@@ -347,7 +304,7 @@ class Subscriptions:
         self._leave(subscription, tell=code == "snapshot_failed")
         if code in _REFUSALS or (code == "unknown_channel" and not subscription.known):
             subscription.phase = "refused"
-            self._waiting.discard(subscription)
+            self._waiting.pop(subscription.id, None)
             self._output.events.append(Refused(subscription.id, code, frame["message"]))
         elif code == "invalid_position":
             subscription.loaded = not subscription.interest.rows
@@ -360,9 +317,9 @@ class Subscriptions:
 
     # Details.
 
-    def _entry(self, subscription: _Subscription, now: float) -> JSONObject:
+    def _entry(self, subscription: Subscription, now: float) -> JSONObject:
         self._leave(subscription)
-        self._waiting.discard(subscription)
+        self._waiting.pop(subscription.id, None)
         self._next_wire += 1
         subscription.wire = str(self._next_wire)
         self._by_wire[subscription.wire] = subscription
@@ -383,13 +340,13 @@ class Subscriptions:
             entry["snapshot"] = True
         elif subscription.start is not None:
             entry["since"] = subscription.start
-            self._resuming.add(subscription)
+            self._resuming[subscription.id] = subscription
         return entry
 
-    def _lane(self, name: str | None) -> _Lane:
+    def _lane(self, name: str | None) -> Lane:
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = _Lane()
+            lane = self._lanes[name] = Lane()
         return lane
 
     def _scopes(self, lane_name: str | None) -> list[str | None]:
@@ -404,10 +361,10 @@ class Subscriptions:
     def _tell_progress(self, position: str, lane_name: str | None) -> None:
         self._output.events.extend(Progress(position, scope) for scope in self._scopes(lane_name))
 
-    def _loading(self, lane: _Lane) -> Iterable[_Subscription]:
+    def _loading(self, lane: Lane) -> Iterable[Subscription]:
         return (each for each in self._all.values() if each.lane is lane and each.phase == "loading")
 
-    def _concerned(self, frame: JSONObject, lane: _Lane) -> list[_Subscription]:
+    def _concerned(self, frame: JSONObject, lane: Lane) -> list[Subscription]:
         if "id" in frame:
             named = self._by_wire.get(frame["id"])
             return [named] if named is not None else []
@@ -415,32 +372,18 @@ class Subscriptions:
             return list(lane.shapes.get(frame["shape"], ()))
         return [each for members in lane.shapes.values() for each in members]
 
-    @staticmethod
-    def _rewind(lane: _Lane, resumed: _Subscription, position: str) -> None:
-        """A replay from here on follows; the others keep what they were told, each by its own start."""
-        lane.replaying = True
-        if lane.floor is not None and lane.floor > position:
-            for members in lane.shapes.values():
-                for each in members:
-                    if each is not resumed:
-                        each.start = each.position
-            lane.floor = position
-
-    def _place(self, subscription: _Subscription, lane: _Lane, shape: int) -> None:
+    def _place(self, subscription: Subscription, lane: Lane, shape: int) -> None:
         self._displace(subscription)
-        subscription.lane = lane
-        subscription.shape = shape
-        lane.shapes.setdefault(shape, []).append(subscription)
+        lane.place(subscription, shape)
 
-    def _displace(self, subscription: _Subscription) -> None:
+    def _displace(self, subscription: Subscription) -> None:
         """From here on no frame that names the shape concerns it."""
-        if subscription.lane is not None and subscription.shape is not None:
-            subscription.lane.shapes[subscription.shape].remove(subscription)
-        subscription.lane = subscription.shape = None
-        self._strangers.discard(subscription)
-        self._resuming.discard(subscription)
+        if subscription.lane is not None:
+            subscription.lane.displace(subscription)
+        self._strangers.pop(subscription.id, None)
+        self._resuming.pop(subscription.id, None)
 
-    def _leave(self, subscription: _Subscription, *, tell: bool = True) -> None:
+    def _leave(self, subscription: Subscription, *, tell: bool = True) -> None:
         """End it on this link; `tell` says whether the server does not know yet."""
         subscription.start = subscription.position
         self._displace(subscription)
@@ -451,14 +394,14 @@ class Subscriptions:
             self._by_wire.pop(subscription.wire, None)
             subscription.wire = None
 
-    def _wait(self, subscription: _Subscription, until: float) -> None:
+    def _wait(self, subscription: Subscription, until: float) -> None:
         subscription.phase = "waiting"
         subscription.ask_at = until
-        self._waiting.add(subscription)
+        self._waiting[subscription.id] = subscription
 
-    def _resync(self, subscription: _Subscription, reason: str, position: str, ask_at: float) -> None:
+    def _resync(self, subscription: Subscription, reason: str, position: str, ask_at: float) -> None:
         self._output.events.append(Resync(subscription.id, reason, position))
-        self._strangers.discard(subscription)
+        self._strangers.pop(subscription.id, None)
         subscription.start = position
         if subscription.interest.rows:
             subscription.loaded = False
@@ -466,12 +409,12 @@ class Subscriptions:
             subscription.held.clear()
             self._wait(subscription, ask_at)
 
-    def _claim_resyncs(self, lane: _Lane, position: str) -> None:
+    def _claim_resyncs(self, lane: Lane, position: str) -> None:
         """The stream went on in its new epoch without the resyncs that it owes: make them ourselves."""
-        for stranger in [each for each in self._strangers if each.lane is lane]:
+        for stranger in [each for each in self._strangers.values() if each.lane is lane]:
             self._resync(stranger, "epoch_changed", position, 0.0)
 
-    def _finish_loading(self, subscription: _Subscription, position: str) -> None:
+    def _finish_loading(self, subscription: Subscription, position: str) -> None:
         subscription.start = position
         subscription.loaded = True
         subscription.phase = "live"
@@ -513,7 +456,7 @@ class Subscriptions:
             return False
         return True
 
-    def _hear(self, lane: _Lane, position: str) -> None:
+    def _hear(self, lane: Lane, position: str) -> None:
         """The server has named a position: it is at least there, and what comes next may build on it."""
         if not self._same_epoch(position):
             return  # of a subscription that is resumed from another epoch
