@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString, Protocol, cast
@@ -151,6 +151,16 @@ class SnapshotReader:
             assert row is not None
             return int(row[0]) - 1
 
+    async def done(self, mutations: Sequence[str]) -> frozenset[str]:
+        """Which mutations the marks of `rowcast.contrib.idempotency` say were done.
+
+        Raises:
+            psycopg.Error: The database does not answer.
+        """
+        async with self._connection() as (connection, _):
+            cursor = await connection.execute(_DONE, (list(mutations),))
+            return frozenset(mutation for (mutation,) in await cursor.fetchall())
+
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[tuple[psycopg.AsyncConnection[Any], _Life]]:
         connection = self._take_idle() or await self._connect()
@@ -226,6 +236,9 @@ class SnapshotReader:
             await self._idle.pop().close()
 
 
+_DONE: Final = """
+SELECT id FROM unnest(%s::text[]) AS id WHERE rowcast.mutation_status(id) = 'committed'
+"""
 _WORKING: Final = """
 SELECT FROM pg_stat_activity
 WHERE state = 'active' AND CASE

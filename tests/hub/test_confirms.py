@@ -9,7 +9,7 @@ from tests.hub.test_hub import JOBS, PROJECTS, Client, insert, make_hub
 from tests.streams import at, change, row, transaction
 
 from rowcast.hub import Hub
-from rowcast.model import MISSING, Transaction
+from rowcast.model import MISSING, Gap, Position, Transaction
 
 MINE, OTHERS = "mine-0001", "others-01"
 
@@ -90,6 +90,17 @@ def test_an_id_that_is_no_json_breaks_nothing() -> None:
     hub.publish([transaction(2, confirms=wild)], 0.0)
     (message,) = client.heard()
     assert (message["changes"], message["confirms"]) == ([], list(wild))
+
+
+def test_recent_confirms_are_known_for_as_long_as_the_log_keeps_their_transactions() -> None:
+    hub = make_hub()
+    hub.publish([transaction(2, confirms=("a", "b")), transaction(3, confirms=("b",))], 0.0)
+    assert [hub.confirmed_at(each) for each in ("a", "b", "c")] == [at(2), at(3), None]
+    hub.log.trim(10_000.0)
+    hub.publish([transaction(4), transaction(5, confirms=("c",))], 10_000.0)
+    assert [hub.confirmed_at(each) for each in ("a", "b", "c")] == [None, at(3), at(5)]
+    hub.publish([Gap(Position("f" * 16 + at(9)[16:]), "slot_lost")], 10_000.0)
+    assert hub.confirmed_at("c") is None
 
 
 def test_who_has_gone_is_told_nothing_and_forgotten() -> None:

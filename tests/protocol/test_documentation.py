@@ -38,7 +38,9 @@ def sent(reply: Reply) -> dict[str, Any]:
 
 
 def is_from_client(block: dict[str, Any]) -> bool:
-    return block.get("type") in FROM_CLIENT or (block.get("type") == "heartbeat" and "position" not in block)
+    return block.get("type") in FROM_CLIENT or (
+        block.get("type") in {"heartbeat", "mutation"} and not block.keys() & {"position", "state"}
+    )
 
 
 @pytest.mark.parametrize("block", [each for each in BLOCKS + INLINE if is_from_client(each)], ids=json.dumps)
@@ -130,6 +132,11 @@ def test_heartbeat() -> None:
     assert sent(reply) == find(type="heartbeat", position=HEAD)
 
 
+def test_mutation() -> None:
+    question, answer = find(type="mutation", state="absent"), find(type="mutation", state="committed")
+    assert sent(NativeSession.mutation(question["id"], answer["position"])) == answer
+
+
 def test_resync() -> None:
     client = session()
     subscription = Stage(HEAD).subscribe(client, form="full", shape=3)
@@ -157,7 +164,7 @@ def test_no_block_is_left_unread() -> None:
     kinds = {each.get("type", each.get("op")) for each in BLOCKS}
     assert kinds == {
         *("subscribe", "subscribed", "INSERT", "unsubscribe", "unsubscribed", "hello", "welcome", "snapshot"),
-        *("transaction", "heartbeat", "resync", "status", "goodbye", "error"),
+        *("transaction", "heartbeat", "resync", "status", "goodbye", "error", "mutation"),
     }
 
 

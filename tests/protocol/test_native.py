@@ -15,6 +15,7 @@ from rowcast.log import MemoryLog
 from rowcast.protocol.forms import PLAIN, plain_label
 from rowcast.protocol.framing import LINE
 from rowcast.protocol.native import (
+    AskMutation,
     Close,
     Command,
     NativeSession,
@@ -171,6 +172,16 @@ def test_a_heartbeat_is_answered_only_if_it_asks() -> None:
     assert replies(say(client, type="heartbeat", id=4)) == [{"type": "heartbeat", "id": 4, "position": at(7)}]
 
 
+def test_what_became_of_a_mutation_is_asked_by_its_id() -> None:
+    client = session()
+    assert say(client, type="mutation", id="m.1") == [AskMutation("m.1")]
+    for identifier in ("", "x" * 201):
+        assert code(say(client, type="mutation", id=identifier)) == "invalid_frame"
+    unknown, committed = client.mutation("m.1", None), client.mutation("m.1", at(5))
+    assert json.loads(unknown.message) == {"type": "mutation", "id": "m.1", "state": "unknown"}
+    assert json.loads(committed.message)["position"] == at(5)
+
+
 def test_a_new_token_is_accepted() -> None:
     assert replies(say(session(), type="token", token="t")) == [{"type": "token_accepted"}]
 
@@ -256,7 +267,10 @@ frames = st.recursive(
             st.sampled_from(
                 ["type", "channel", "id", "since", "columns", "filter", "where", "params", "version", "token"]
             ),
-            inner | st.sampled_from(["subscribe", "hello", "unsubscribe", "heartbeat", "token", "projects"]),
+            inner
+            | st.sampled_from(
+                ["subscribe", "hello", "unsubscribe", "heartbeat", "mutation", "token", "projects"]
+            ),
             max_size=5,
         )
     ),
@@ -269,7 +283,7 @@ def test_no_frame_ever_raises(texts: list[bytes]) -> None:
     client = session()
     for text in texts:
         for command in client.receive_text(text, 0.0):
-            assert isinstance(command, Reply | Subscribe | Unsubscribe | Close)
+            assert isinstance(command, Reply | Subscribe | Unsubscribe | AskMutation | Close)
 
 
 def subscribed(name: str, channel: str) -> Subscription:

@@ -143,6 +143,7 @@ class Hub:
         self._audiences: dict[AudienceKey, Audience] = {}
         self._confirmed: dict[Audience, None] = {}  # audiences that are told every confirm
         self._owners: dict[str, dict[Subscriber, None]] = {}  # by what their mutations' ids begin with
+        self._confirms: dict[str, Position] = {}  # of the transactions in the log, oldest first
         self._name_channels()
 
     @property
@@ -161,6 +162,10 @@ class Hub:
     @property
     def audience_count(self) -> int:
         return len(self._audiences)
+
+    def confirmed_at(self, mutation: str) -> Position | None:
+        """Where a recent transaction has confirmed a mutation; None if none in the log has."""
+        return self._confirms.get(mutation)
 
     def publish(self, events: Sequence[Event], now: float) -> None:
         """Take in what capture delivered and write every frame it causes.
@@ -224,6 +229,7 @@ class Hub:
                         else:
                             parts[audience] = [fragment]
         owners = self._told_alone(transaction, parts) if transaction.confirms else ()
+        self._remember(transaction)
         if unknown:
             # Before the transaction, which says that everything up to its position has been told.
             self._flush(touched)
@@ -256,9 +262,21 @@ class Hub:
             if subscriber.audience is not None and subscriber.audience not in parts
         ]
 
+    def _remember(self, transaction: Transaction) -> None:
+        """Keep what it confirms for as long as the log keeps it, and let go of what the log has let go of."""
+        for confirm in transaction.confirms:
+            self._confirms.pop(confirm, None)
+            self._confirms[confirm] = transaction.position
+        while self._confirms:
+            oldest = next(iter(self._confirms))
+            if self._confirms[oldest] > self.log.floor:
+                break
+            del self._confirms[oldest]
+
     def _publish_gap(self, gap: Gap, now: float) -> None:
         if gap.tables is None or epoch_of(gap.position) != epoch_of(self.log.head):
             self.log.reset(gap.position)
+            self._confirms.clear()
             for audience in self._audiences.values():
                 audience.last = gap.position
             self.resync_shapes(self._shapes.values(), gap.reason, gap.position)

@@ -5,6 +5,7 @@ The caller feeds it the client's frames with the time, and carries out the comma
     Reply         send this message
     Subscribe     ask the hub, then send what `subscribed`, `resync` and `error` make
     Unsubscribe   ask the hub, then send what `unsubscribed` makes
+    AskMutation   find out what became of a mutation, then send what `mutation` makes
     Close         send a close frame with this code
 
 States: `new` → (`hello`) → `full`, or → (any other message) → `plain`. There is no way back.
@@ -31,6 +32,8 @@ from rowcast.protocol.forms import plain_label
 VERSION: Final = 1
 # Long enough for "table:uuid" with a prefix, short enough that a million of them do not matter.
 MAX_ID_CHARACTERS: Final = 128
+# As the application's side has it: rowcast.mutation, and the header.
+MAX_MUTATION_CHARACTERS: Final = 200
 # Eight random characters are enough that two clients do not hear each other's confirms.
 _MUTATIONS: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 # A client may come back with all its subscriptions at once; what is over this many seconds' worth is a flood.
@@ -87,13 +90,19 @@ class HeartbeatFrame(msgspec.Struct, tag_field="type", tag="heartbeat"):
     id: Identifier | None = None
 
 
+class MutationFrame(msgspec.Struct, tag_field="type", tag="mutation"):
+    id: str
+
+
 class TokenFrame(msgspec.Struct, tag_field="type", tag="token"):
     token: str
 
 
-_ClientFrame: TypeAlias = SubscribeFrame | HelloFrame | UnsubscribeFrame | HeartbeatFrame | TokenFrame
+_ClientFrame: TypeAlias = (
+    SubscribeFrame | HelloFrame | UnsubscribeFrame | HeartbeatFrame | MutationFrame | TokenFrame
+)
 _decoder: Final[msgspec.json.Decoder[_ClientFrame]] = msgspec.json.Decoder(_ClientFrame)
-_TYPES: Final = ("subscribe", "unsubscribe", "hello", "heartbeat", "token")
+_TYPES: Final = ("subscribe", "unsubscribe", "hello", "heartbeat", "mutation", "token")
 
 
 @dataclass(slots=True, frozen=True)
@@ -126,12 +135,17 @@ class Unsubscribe:
 
 
 @dataclass(slots=True, frozen=True)
+class AskMutation:
+    mutation: str
+
+
+@dataclass(slots=True, frozen=True)
 class Close:
     code: int
     reason: str
 
 
-Command: TypeAlias = Reply | Subscribe | Unsubscribe | Close
+Command: TypeAlias = Reply | Subscribe | Unsubscribe | AskMutation | Close
 Form: TypeAlias = Literal["plain", "full"]
 
 
@@ -253,6 +267,12 @@ class NativeSession:
             return [Unsubscribe(name)]
         if isinstance(frame, HeartbeatFrame):
             return [] if frame.id is None else [self.heartbeat(frame.id)]
+        if isinstance(frame, MutationFrame):
+            if not 0 < len(frame.id) <= MAX_MUTATION_CHARACTERS:
+                raise ProtocolError(
+                    "invalid_frame", f"mutation: `id` has 1 to {MAX_MUTATION_CHARACTERS} characters"
+                )
+            return [AskMutation(frame.id)]
         return [_reply("token_accepted")]
 
     def _hello(self, frame: HelloFrame) -> list[Command]:
@@ -374,6 +394,13 @@ class NativeSession:
         """Everything up to the server's position has been delivered."""
         fields = {} if echo is None else {"id": echo}
         return _reply("heartbeat", **fields, position=self.server.position)
+
+    @staticmethod
+    def mutation(mutation: str, position: Position | None) -> Reply:
+        """What became of a mutation. `position` is one at or after its commit; None where nothing is known of it."""
+        if position is None:
+            return _reply("mutation", id=mutation, state="unknown")
+        return _reply("mutation", id=mutation, state="committed", position=position)
 
     def status(self) -> Reply:
         """Whether the server hears the database."""

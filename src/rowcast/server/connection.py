@@ -10,13 +10,23 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rowcast.errors import ProtocolError
 from rowcast.hub import Framing, Outlet, Subscriber, Subscription
 from rowcast.model import Position
 from rowcast.protocol.forms import FULL, FULL_WITH_OLD_ROWS, PLAIN
-from rowcast.protocol.native import Close, Form, NativeSession, Reply, Subscribe, Unsubscribe, Wish
+from rowcast.protocol.native import (
+    AskMutation,
+    Command,
+    Form,
+    NativeSession,
+    Reply,
+    Subscribe,
+    Unsubscribe,
+    Wish,
+)
 
 if TYPE_CHECKING:
     from rowcast.server.service import Service
@@ -130,15 +140,17 @@ class ClientConnection:
         """The client gave a sign of life below the protocol's messages."""
         self.session.last_heard = self.service.now()
 
-    def _execute(self, command: Reply | Subscribe | Unsubscribe | Close) -> None:
+    def _execute(self, command: Command) -> None:
         if isinstance(command, Reply):
             if command.event == "welcome":
                 self._introduce()
             self.reply(command)
         elif isinstance(command, Subscribe):
-            self.service.when_ready(self, command.wishes)
+            self.service.when_ready(self, partial(self.subscribe, command.wishes))
         elif isinstance(command, Unsubscribe):
             self._unsubscribe(command.subscription)
+        elif isinstance(command, AskMutation):
+            self.service.when_ready(self, partial(self._ask, command.mutation))
         else:
             self.drop(command.code, command.reason)
 
@@ -213,6 +225,9 @@ class ClientConnection:
             self.reply(self.session.error(error, name))
         else:
             self.reply(self.session.unsubscribed(name, subscription.request.channel))
+
+    def _ask(self, mutation: str) -> None:
+        self.service.mutations.ask(self, mutation)
 
     def _resync(self, subscription: Subscription, reason: str, after_ms: int, position: Position) -> None:
         self.reply(self.session.resync(subscription, reason, after_ms, position))

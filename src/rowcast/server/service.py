@@ -42,6 +42,8 @@ _WHEEL_SECONDS: Final = 1.0
 _SILENT_INTERVALS: Final = 2.5
 # Clients come back within this time after a shutdown, spread evenly, so that the next server is not overrun.
 _GOODBYE_MS: Final = 5_000
+# What one client may ask for while the server is starting: each subscription that it may have, and some more.
+_MAX_WAITING: Final = 2_000
 # What a client may take to read its queue when the server stops; orchestrators kill after 10 to 30 s.
 _FLUSH_SECONDS: Final = 5.0
 
@@ -75,7 +77,7 @@ class Service:
         self._mutations: Mutations | None = None
         self._names = itertools.count(1)
         self._name_prefix = f"{random.getrandbits(32):08x}"
-        self._waiting: list[tuple[ClientConnection, Callable[[], None]]] = []
+        self._waiting: dict[ClientConnection, list[Callable[[], None]]] = {}
         self._target: Position | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -212,17 +214,20 @@ class Service:
         for connection in self.connections:
             if connection.subscriber is not None:
                 self.hub.join(connection.subscriber)
-        waiting, self._waiting = self._waiting, []
-        for connection, begin in waiting:
-            if connection in self.connections:
+        waiting, self._waiting = self._waiting, {}
+        for wishes in waiting.values():
+            for begin in wishes:
                 begin()
 
     def when_ready(self, connection: ClientConnection, begin: Callable[[], None]) -> None:
         """Do what a client has asked for, now or as soon as the stream has caught up."""
         if self.ready:
             begin()
-        else:
-            self._waiting.append((connection, begin))
+            return
+        wishes = self._waiting.setdefault(connection, [])
+        wishes.append(begin)
+        if len(wishes) > _MAX_WAITING:
+            connection.drop(4003, "too many messages")
 
     def refusal(self, origin: str | None, host: str | None) -> tuple[int, str] | None:
         """Why a connection is not accepted, as an HTTP status and a sentence; None if it is."""
@@ -249,6 +254,7 @@ class Service:
     def forget(self, connection: ClientConnection) -> None:
         """The connection is gone."""
         self.connections.pop(connection, None)
+        self._waiting.pop(connection, None)
         self.slow.discard(connection)
 
     def say_goodbye(self) -> None:

@@ -304,6 +304,12 @@ class Snapshots:
         snapshot.last_used = self._now()
         return snapshot
 
+    def renew(self, snapshot: ShapeSnapshot) -> ShapeSnapshot:
+        """One that begins to be read in place of `snapshot`, unless somebody else has had it read anew already."""
+        if self._snapshots.get(snapshot.shape.key) is snapshot:
+            del self._snapshots[snapshot.shape.key]
+        return self.get(snapshot.shape)
+
     def _usable(self, snapshot: ShapeSnapshot) -> bool:
         if snapshot.error is not None:
             return False
