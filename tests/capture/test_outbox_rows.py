@@ -124,12 +124,14 @@ def test_rows_that_may_have_other_columns_are_left_out_and_counted() -> None:
         row(11, 4, 2000, b"I", b"(2,a)"),
         row(11, 5, 1000, b"D", b"(1)"),
     ]
-    batch, [transaction] = read(*rows)
+    batch, [gap, transaction] = read(*rows, row(12, 6, 1000, b"D", b"(1)"))
     assert isinstance(transaction, Transaction)
     assert [change.index for change in transaction.changes] == [1, 3]
+    assert gap == Gap(transaction.position, "schema_changed", frozenset({1000}), 11)
     assert batch.lost == {1000}
-    batch, events = read(row(11, 1, 1001, b"I", b"(a,b,1)"), stale=frozenset({1001}))
-    assert (events, batch.lost) == ([], {1000})
+    batch, [gap] = read(row(11, 1, 1001, b"I", b"(a,b,1)"), stale=frozenset({1001}))
+    assert isinstance(gap, Gap)
+    assert gap.tables == batch.lost == {1000}
 
 
 def test_a_transaction_over_the_bound_is_a_gap_that_names_its_tables() -> None:

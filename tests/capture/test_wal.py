@@ -239,6 +239,7 @@ async def test_rows_of_two_forms_in_one_transaction_are_answered_by_a_gap_for_th
         ]
         [gap] = follower.gaps
         assert (gap.position, gap.reason) == (transaction.position, "schema_changed")
+        assert follower.events.index(gap) < follower.events.index(transaction)
         assert [follower.capture.tables[oid].name for oid in gap.tables or ()] == ["jobs"]
 
 

@@ -87,7 +87,7 @@ class Assembler:
         """Say which Table the changes after the latest Relation message belong to; None leaves them out.
 
         A table that changes its columns in the middle of a transaction has rows of two forms in it: those are
-        left out, and a Gap follows the transaction.
+        left out, and a Gap comes before the transaction.
         """
         self._bound[oid] = table
         if table is not None and any(
@@ -210,6 +210,8 @@ class Assembler:
             )
         else:
             if lost:
+                # Before the rest of the transaction, so that nobody takes it for the whole.
+                self.events.append(Gap(self.position, "schema_changed", frozenset(lost), self.xid))
                 changes = [change for change in changes if change.table.oid not in lost]
             if changes or self._confirms:
                 self.events.append(
@@ -224,8 +226,6 @@ class Assembler:
                 )
             else:
                 self._progress(commit.end_lsn)
-            if lost:
-                self.events.append(Gap(self.position, "schema_changed", frozenset(lost), self.xid))
         self._changes = []
         self._confirms = []
         return PUBLICATION if self._tables_message else None

@@ -93,7 +93,8 @@ class Batch:
     Attributes:
         events: What is ready; the caller takes it and empties it.
         row_count: How many rows have been fed.
-        lost: Watched tables of which rows had to be left out.
+        lost: Watched tables of which rows had to be left out. A Gap comes before the first transaction that lacks some,
+            so that nobody takes it for the whole, and another one has to follow the batch.
         missed: Watched tables of which rows may not have been written: they had no triggers for a while, or a
             partition has come or gone.
         overflowed: There were more transactions than places: the rest was left out.
@@ -113,6 +114,7 @@ class Batch:
         self.lost: set[int] = set()
         self.missed: set[int] = set()
         self.overflowed = False
+        self._announced: frozenset[int] = frozenset()  # of `lost`, those that the Gaps so far have named
         self._epoch = epoch
         self._number = number
         self._told = told
@@ -266,6 +268,9 @@ class Batch:
         if self._place <= self._told or self.overflowed:
             return
         position = make_position(self._epoch, self._number << BATCH_SHIFT | self._place)
+        if fresh := self.lost - self._announced:
+            self.events.append(Gap(position, "schema_changed", frozenset(fresh), self._xid))
+            self._announced |= fresh
         if self._too_large:
             self.events.append(Gap(position, "transaction_too_large", frozenset(self._touched), self._xid))
         elif self._changes or self._confirms:
