@@ -106,6 +106,13 @@ def test_a_publication_that_hides_changes_is_told_and_mended(
     assert "has no tables" in only(look(shop), "publication", "error").finding
 
 
+def test_children_by_inheritance_are_told(shop: str, connection: psycopg.Connection) -> None:
+    assert "inheritance" not in look(shop)
+    connection.execute("CREATE TABLE secret_projects () INHERITS (projects)")
+    finding = only(look(shop), "inheritance", "error")
+    assert finding.finding.startswith("public.projects has children by inheritance (secret_projects)")
+
+
 def test_partitions_are_looked_at_for_old_rows_and_the_root_for_the_rest(
     shop: str, connection: psycopg.Connection
 ) -> None:

@@ -102,7 +102,7 @@ def test_setup_watches_tables_and_taking_it_down_leaves_no_trace(
     assert done[0] == "applied migration 0001 foundation"
     assert "set REPLICA IDENTITY FULL on public.jobs (it was an index)" in done
     assert [sentence for sentence in done if sentence.startswith("warning")] == [
-        "warning: public.keyless has no primary key: clients get its changes, but cannot keep its rows apart"
+        "warning: public.keyless has no primary key (a deferrable one does not count): clients get its changes, but cannot keep its rows apart"
     ]
     assert tables.execute("SELECT pubviaroot FROM pg_publication").fetchone() == (True,)
 
@@ -165,7 +165,10 @@ def test_without_full_identity_nothing_is_altered(tables: psycopg.Connection, ds
     before = identities(tables)
     install.install(dsn, ["projects", "jobs"], replica_identity_full=False)
     assert identities(tables) == before
-    with pytest.raises(ConfigurationError, match="keyless has no primary key: without REPLICA IDENTITY FULL"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"keyless has no primary key \(a deferrable one does not count\): without REPLICA IDENTITY FULL",
+    ):
         install.install(dsn, ["keyless"], replica_identity_full=False)
 
 
@@ -212,6 +215,7 @@ def test_two_deployments_share_a_database(tables: psycopg.Connection, dsn: str) 
         ("a_sequence", "is a sequence"),
         ("an_unlogged_table", "is unlogged, and PostgreSQL writes no log of its changes: ALTER TABLE"),
         ("parts_1a", "is a partition: watch public.parts, which then covers"),
+        ("a_parent", "has children by inheritance (a_child): a query of it has their rows"),
         ("pg_catalog.pg_class", "is a system table"),
         ("rowcast.incarnation", "is a system table"),
         ("two words", "is not a list of table names, from 'two words' on"),
@@ -233,6 +237,8 @@ def test_a_table_that_cannot_be_watched_is_refused_with_a_remedy_before_anything
         CREATE FOREIGN TABLE a_foreign_table (id int) SERVER elsewhere;
         CREATE SEQUENCE a_sequence;
         CREATE UNLOGGED TABLE an_unlogged_table (id int PRIMARY KEY);
+        CREATE TABLE a_parent (id int PRIMARY KEY);
+        CREATE TABLE a_child (PRIMARY KEY (id)) INHERITS (a_parent);
         """
     )
     install.install(dsn)
@@ -244,6 +250,20 @@ def test_a_table_that_cannot_be_watched_is_refused_with_a_remedy_before_anything
         install.install(dsn, ["projects", wish])
     assert complaint in str(caught.value)
     assert traces(tables) == before
+
+
+def test_a_child_by_inheritance_is_watched_by_the_log_and_not_by_triggers(
+    tables: psycopg.Connection, dsn: str
+) -> None:
+    tables.execute("CREATE TABLE a_child (PRIMARY KEY (id)) INHERITS (projects)")
+    with pytest.raises(ConfigurationError, match="a_child inherits from projects: a statement that names"):
+        install.install(dsn, ["a_child"], capture="outbox")
+    install.install(dsn, ["a_child"])
+
+
+def test_a_deferrable_primary_key_is_no_key(tables: psycopg.Connection, dsn: str) -> None:
+    tables.execute("CREATE TABLE late (id int PRIMARY KEY DEFERRABLE)")
+    assert any("late has no primary key (a deferrable one" in line for line in install.install(dsn, ["late"]))
 
 
 def test_a_temporary_table_is_refused(tables: psycopg.Connection, dsn: str) -> None:

@@ -406,7 +406,9 @@ _TABLE_FACTS: Final = """
 SELECT c.relkind::text, c.relpersistence::text, c.relispartition,
     (SELECT format('%%I.%%I', rn.nspname, r.relname) FROM pg_class AS r JOIN pg_namespace AS rn
         ON rn.oid = r.relnamespace WHERE r.oid = pg_partition_root(c.oid)),
-    EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)
+    EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate),
+    ARRAY (SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = c.oid AND c.relkind = 'r' ORDER BY 1),
+    (SELECT inhparent::regclass::text FROM pg_inherits WHERE inhrelid = c.oid AND NOT c.relispartition LIMIT 1)
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relname = %s
 """
@@ -427,7 +429,7 @@ def _check_table(connection: psycopg.Connection, name: TableName, *, by_wal: boo
     facts = connection.execute(_TABLE_FACTS, name).fetchone()
     if facts is None:
         raise ConfigurationError(f"there is no table {name}{_near_names(connection, name)}")
-    kind, persistence, is_partition, root, has_primary_key = facts
+    kind, persistence, is_partition, root, has_primary_key, children, parent = facts
     if kind in _NOT_TABLES:
         raise ConfigurationError(f"{name} {_NOT_TABLES[kind]}")
     if name.schema in {"pg_catalog", "information_schema", "rowcast"}:
@@ -442,14 +444,26 @@ def _check_table(connection: psycopg.Connection, name: TableName, *, by_wal: boo
         raise ConfigurationError(
             f"{name} is a partition: watch {root}, which then covers all its partitions, present and future"
         )
+    if children:
+        raise ConfigurationError(
+            f"{name} has children by inheritance ({', '.join(children)}): a query of it has their rows, its changes are "
+            "not theirs. Make it a partitioned table, or watch tables without children"
+        )
+    if parent is not None and not by_wal:
+        raise ConfigurationError(
+            f"{name} inherits from {parent}: a statement that names {parent} changes its rows, and triggers of {name} "
+            "do not see it. Use capture wal, or make it a partition"
+        )
     if has_primary_key:
         return []
     if by_wal and not full:
         raise ConfigurationError(
-            f"{name} has no primary key: without REPLICA IDENTITY FULL PostgreSQL would refuse the application's "
+            f"{name} has no primary key (a deferrable one does not count): without REPLICA IDENTITY FULL PostgreSQL would refuse the application's "
             "own UPDATE and DELETE as soon as the table is watched. Add a primary key or allow FULL"
         )
-    return [f"warning: {name} has no primary key: clients get its changes, but cannot keep its rows apart"]
+    return [
+        f"warning: {name} has no primary key (a deferrable one does not count): clients get its changes, but cannot keep its rows apart"
+    ]
 
 
 def _near_names(connection: psycopg.Connection, name: TableName) -> str:

@@ -39,6 +39,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     tables.publication,
     tables.named_tables,
     tables.unlogged_tables,
+    tables.inheritance,
     tables.primary_keys,
     tables.replica_identity,
     tables.select_privilege,

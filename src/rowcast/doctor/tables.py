@@ -140,6 +140,22 @@ def unlogged_tables(database: Database) -> Iterator[Problem]:
             )
 
 
+@check("no watched table has children by inheritance")
+def inheritance(database: Database) -> Iterator[Problem]:
+    rows = database.rows(
+        "SELECT inhparent::bigint AS parent, string_agg(inhrelid::regclass::text, ', ' ORDER BY inhrelid) AS children "
+        "FROM pg_inherits GROUP BY inhparent"
+    )
+    children = {row["parent"]: row["children"] for row in rows}
+    for table in database.tables:
+        if table.kind == "r" and table.oid in children:
+            yield error(
+                f"{table.name} has children by inheritance ({children[table.oid]}): a query of it has their rows, its "
+                "changes are not theirs",
+                f"rowcast setup --dsn \"$DATABASE_URL_DIRECT\" --remove-tables '{table.name}'  # or partition it",
+            )
+
+
 @check("every watched table has a primary key")
 def primary_keys(database: Database) -> Iterator[Problem]:
     for table in database.tables:
