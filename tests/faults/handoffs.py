@@ -84,7 +84,7 @@ class Tally:
     taken: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
     queries: int = 0
-    refused: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
     commits: int = 0
     failures: list[str] = field(default_factory=list)
 
@@ -94,12 +94,12 @@ class Tally:
 
 
 class RefusedError(Exception):
-    """The server says that the table changes faster than it can be read."""
+    """The server says that it cannot tell the rows now."""
 
 
 def _check(message: dict[str, Any]) -> None:
     if message.get("code") == "snapshot_failed":
-        raise RefusedError
+        raise RefusedError(message.get("message") or message["error"])
     assert message.get("type") != "error", message
     assert "error" not in message, message
 
@@ -137,7 +137,11 @@ async def _plain(url: str, wish: Wish) -> tuple[str, list[JSONRow]]:
             match message.get("op", message.get("type")):
                 case "snapshot":
                     return message["position"], list(rows.values())
-                case "resync" | "TRUNCATE":
+                case "resync":
+                    if message["reason"] != "snapshot_overtaken":  # then they come again
+                        raise RefusedError(message["reason"])
+                    rows.clear()
+                case "TRUNCATE":
                     rows.clear()
                 case "SNAPSHOT" | "INSERT":
                     rows[_key(wish, message["key"])] = message["new"]
@@ -382,8 +386,8 @@ class Handoffs:
         while True:
             try:
                 position, rows = await _WAYS[way](self.url, wish)
-            except RefusedError:
-                self.tally.refused += 1
+            except RefusedError as error:
+                self.tally.refused[str(error)] += 1
             else:
                 self._taken.append(Taken(wish, way, position, rows))
                 return
@@ -463,7 +467,9 @@ def main() -> None:
         tallies[capture, standby] = tally
         print(
             f"{capture}, {'late standby' if standby else 'no standby'}, seed {seed}: {count} snapshots, {tally.queries} of"
-            f" them read anew, {tally.refused} refused, {tally.commits} transactions by {WRITERS} writers, {time.monotonic() - began:.0f} s",
+            f" them read anew, {tally.refused.total()} refused, {tally.commits} transactions by {WRITERS} writers, {time.monotonic() - began:.0f} s",
+            *(f"refused {times}: {reason}" for reason, times in tally.refused.items()),
+            sep="\n",
             flush=True,
         )
     print(table_of(tallies))

@@ -123,3 +123,29 @@ async def test_a_snapshot_after_a_restart_of_the_database_does_not_take_a_dead_c
         ours = "FROM pg_stat_activity WHERE application_name = 'rowcast snapshot' AND datname = current_database()"
         connection.execute(f"SELECT pg_terminate_backend(pid, 5000) {ours}".encode())
         assert (await snapshot_of(client, "2", "two"))["type"] == "snapshot"
+
+
+async def test_a_kept_snapshot_that_the_log_cannot_complete_any_more_is_read_anew_for_a_plain_client(
+    dsn: str, connection: psycopg.Connection
+) -> None:
+    """It is still good for others, who get corrections in place of the changes themselves."""
+    connection.execute("CREATE TABLE items (id bigint PRIMARY KEY, note text)")
+    connection.execute("INSERT INTO items VALUES (1, 'there')")
+    install(dsn, ["items"])
+    settings = Settings(database_url=dsn, port=0, replay_window_bytes=2000)
+    async with running(Rowcast(settings)) as addresses, connect(addresses.websocket) as client:
+        await client.send(json.dumps({"type": "hello", "version": 1}))
+        await snapshot_of(client, "first", "items")
+        for number in (2, 3):  # one of these is more than the log keeps
+            connection.execute("INSERT INTO items VALUES (%s, repeat('x', 3000))", (number,))
+            while json.loads(await client.recv())["type"] != "transaction":
+                pass
+            await snapshot_of(client, f"after {number}", "items")
+        async with connect(addresses.websocket) as plain:
+            await plain.send('{"type":"subscribe","channel":"items","snapshot":true}')
+            heard = [json.loads(await plain.recv())]
+            while heard[-1].get("type") != "snapshot":
+                heard.append(json.loads(await plain.recv()))
+        kinds = [message.get("op") or message["type"] for message in heard]
+        assert kinds == ["subscribed", "SNAPSHOT", "SNAPSHOT", "SNAPSHOT", "snapshot"]
+        assert [message["new"]["id"] for message in heard[1:-1]] == [1, 2, 3]

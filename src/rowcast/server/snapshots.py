@@ -498,13 +498,12 @@ class _Delivery:
             try:
                 assert snapshot.corrections is not None
                 snapshot.corrections.fold(self.snapshots.hub)
+                self.finish()
+                break
             except _Overtaken:
                 # The stream has outrun a finished snapshot: take a new one.
-                self.snapshot = snapshot = self.snapshots.get(self.outlet.shape)
+                self.snapshot = snapshot = self.snapshots.renew(snapshot)
                 self.attempt = -1  # whatever was sent was of another one
-                continue
-            self.finish()
-            break
         self.ended()
 
     def ended(self) -> None:
@@ -518,7 +517,11 @@ class _Delivery:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """All rows are sent: make them exact at the stream's head."""
+        """All rows are sent: make them exact at the stream's head.
+
+        Raises:
+            _Overtaken: They cannot be any more.
+        """
         raise NotImplementedError
 
 
@@ -579,6 +582,15 @@ class _PlainDelivery(_Delivery):
     The subscription is not active before: a plain client applies what comes in the order in which it comes.
     """
 
+    def __init__(
+        self, snapshots: Snapshots, connection: ClientConnection, subscription: Subscription
+    ) -> None:
+        super().__init__(snapshots, connection, subscription)
+        self.renewals = 0
+        if self._missed:
+            self.snapshot = snapshots.renew(self.snapshot)
+            self.attempt = self.snapshot.attempt
+
     @property
     def subscription(self) -> Subscription:
         """The one that it is for: a plain client's messages name it."""
@@ -601,15 +613,26 @@ class _PlainDelivery(_Delivery):
         self.number += 1
         self.connection.send(b"".join(messages))
 
+    @property
+    def _missed(self) -> bool:
+        """Whether the log has let go of some of what the rows do not show."""
+        corrections, hub = self.snapshot.corrections, self.snapshots.hub
+        return corrections is not None and (corrections.unseen_from or hub.head) < hub.log.floor
+
     def finish(self) -> None:
         hub, subscriber, snapshot = self.snapshots.hub, self.connection.subscriber, self.snapshot
         assert subscriber is not None
         assert snapshot.corrections is not None
         assert snapshot.visibility is not None
-        start = snapshot.corrections.unseen_from or hub.head
-        if start >= hub.log.floor:
+        told = hub.resyncs.total()
+        if not self._missed:
+            start = snapshot.corrections.unseen_from or hub.head
             hub.replay(subscriber, [self.subscription], start, seen=snapshot.visibility.sees)
+        elif self.renewals < _ATTEMPTS:
+            self.renewals += 1
+            raise _Overtaken
         else:
             hub.resync(subscriber, self.subscription, "log_expired", hub.head)
         hub.activate(subscriber, self.subscription)
-        self.connection.reply(self.connection.session.snapshot_end(self.subscription))
+        if hub.resyncs.total() == told:  # else there is something missing, and the client has been told
+            self.connection.reply(self.connection.session.snapshot_end(self.subscription))
