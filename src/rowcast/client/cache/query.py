@@ -15,7 +15,7 @@ import msgspec
 from rowcast.errors import ClientError
 
 from .clock import running_loop
-from .futures import quiet_future, share
+from .futures import share
 from .infinite import fetch_pages
 from .options import SKIP, QueryFunctionContext, ResolvedQueryOptions, resolve
 from .overlays import Overlays
@@ -38,6 +38,7 @@ from .query_state import (
 from .removable import Removable
 from .retryer import FetchCancelledError, NotModified, Retryer
 from .sharing import share_structure
+from .waiting import Waiting, tell, tell_error
 
 if TYPE_CHECKING:
     from .query_client import QueryClient
@@ -88,14 +89,12 @@ class Query(Removable, Generic[T]):
         self._etag: str | None = None
         self._task: asyncio.Task[None] | None = None
         self._retryer: Retryer[T] | None = None
-        # What the callers of the present fetch wait for. A restart of the fetch keeps it.
-        self._future: asyncio.Future[T] | None = None
-        # Invalidated while fetching: the answer will not cover it. A further fetch follows, and is waited for here.
-        self._overtaken = False
-        self._contexts: list[
-            QueryFunctionContext
-        ] = []  # of the present attempt's calls; empty before the first
-        self._trailing: asyncio.Future[T] | None = None
+        self._waiting: Waiting[T] = Waiting()
+        self._overtaken = (
+            False  # invalidated while fetching: the answer will not cover it, and a further fetch follows
+        )
+        # Of the present attempt's calls; empty before the first.
+        self._contexts: list[QueryFunctionContext] = []
         self._update_gc_time(options.gc_time)
         self._schedule_gc()
 
@@ -300,13 +299,10 @@ class Query(Removable, Generic[T]):
         direction: FetchDirection | None = None,
     ) -> asyncio.Future[T]:
         """As `fetch`, but the future is everybody's: add callbacks to it, never cancel it."""
-        if self._task is not None and self._retryer is not None and self._future is not None:
+        if self._task is not None and self._retryer is not None:
             if self.state.data is None or not cancel_refetch:
                 self._retryer.continue_retry()
-                if not self._overtaken:
-                    return self._future
-                self._trailing = self._trailing or quiet_future()
-                return self._trailing
+                return self._waiting.for_next() if self._overtaken else self._waiting.for_present()
             self.cancel(silent=True)
         if options is not None:
             self.set_options(options)
@@ -322,9 +318,7 @@ class Query(Removable, Generic[T]):
         contexts = self._contexts = []
         self._overtaken = False
         self._revert_state = self.state
-        if self._future is None or self._future.done():
-            self._future = quiet_future()
-        future = self._future
+        future = self._waiting.for_present()
         self._retryer = Retryer(
             lambda: self._call_function(contexts, direction),
             environment=environment,
@@ -405,17 +399,16 @@ class Query(Removable, Generic[T]):
         data = self._visible(cast("T", told.data))
         self.snapshots = told.snapshots
         self._etag = contexts[0].etag if len(contexts) == 1 and told.data is answer else None
-        waiting, again = self._end_fetch(), self._overtaken
-        if again and self._trailing is not None:
-            waiting.remove(self._trailing)
-            self._future = self._trailing  # adopted by the next fetch, whoever starts it
-        self._trailing = None
+        again = self._overtaken
+        waiting = self._end_fetch(next_follows=again)
         self._dispatch(Success(data, self._clock.now(), outdated=told.outdated))
         self._client.query_cache.settled(self, data, None)
-        for future in waiting:
-            future.set_result(data)
+        tell(waiting, data)
         if again and self._task is None:
-            self._run_again(data)
+            if self.is_active():
+                self.start_fetch()
+            else:
+                tell(self._waiting.take(), data)
 
     def _snapshots_of(self, contexts: list[QueryFunctionContext]) -> tuple[str, ...]:
         told = tuple(context.snapshot for context in contexts if context.snapshot is not None)
@@ -425,26 +418,16 @@ class Query(Removable, Generic[T]):
             return told
         return (*self.snapshots, *told) if self.snapshots else ()
 
-    def _run_again(self, data: T) -> None:
-        if self.is_active():
-            self.start_fetch()
-        elif self._future is not None:
-            future, self._future = self._future, None
-            future.set_result(data)
-
     def _fail(self, error: Exception) -> None:
-        waiting, self._trailing = self._end_fetch(), None
+        waiting = self._end_fetch()
         self._dispatch(Failure(error, self._clock.now()))
         self._client.query_cache.settled(self, self.state.data, error)
-        for future in waiting:
-            future.set_exception(error)
+        tell_error(waiting, error)
 
-    def _end_fetch(self) -> list[asyncio.Future[T]]:
+    def _end_fetch(self, *, next_follows: bool = False) -> list[asyncio.Future[T]]:
         """Forget the fetch that was under way; returns those who wait for it."""
-        waiting = [
-            future for future in (self._future, self._trailing) if future is not None and not future.done()
-        ]
-        self._task = self._retryer = self._future = None
+        waiting = self._waiting.take(next_follows=next_follows)
+        self._task = self._retryer = None
         for hook in self._client.query_cache.fetch_hooks:
             hook.fetch_ended(self)
         if not self.observers and self._client.query_cache.get(self.hash) is self:
@@ -476,21 +459,19 @@ class Query(Removable, Generic[T]):
         return task
 
     def _put_back(self) -> None:
-        waiting, self._trailing = self._end_fetch(), None
+        waiting = self._end_fetch()
         self._dispatch(SetState(msgspec.structs.replace(self._revert_state, fetch_status="idle")))
-        for future in waiting:
-            if self.state.data is None:
-                future.set_exception(self._cancelled())
-            else:
-                future.set_result(self.state.data)
+        if self.state.data is None:
+            tell_error(waiting, self._cancelled())
+        else:
+            tell(waiting, self.state.data)
 
     def _abandon(self) -> None:
         if self._task is None:  # nothing has replaced the fetch that was cancelled silently
-            waiting, self._trailing = self._end_fetch(), None
+            waiting = self._end_fetch()
             if self.state.fetch_status != "idle":
                 self._dispatch(SetState(msgspec.structs.replace(self.state, fetch_status="idle")))
-            for future in waiting:
-                future.set_exception(self._cancelled())
+            tell_error(waiting, self._cancelled())
 
     def _cancelled(self) -> FetchCancelledError:
         return FetchCancelledError(f"the fetch of {self.hash} was cancelled before there was an answer")
