@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -13,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from rowcast import snapshot
 from rowcast.capture.install import install
-from rowcast.server import Rowcast
+from rowcast.server import Rowcast, service
 from rowcast.settings import Settings
 from rowcast.testing.proxy import FaultProxy
 from rowcast.testing.server import running
@@ -149,3 +151,57 @@ async def test_a_kept_snapshot_that_the_log_cannot_complete_any_more_is_read_ane
         kinds = [message.get("op") or message["type"] for message in heard]
         assert kinds == ["subscribed", "SNAPSHOT", "SNAPSHOT", "SNAPSHOT", "snapshot"]
         assert [message["new"]["id"] for message in heard[1:-1]] == [1, 2, 3]
+
+
+async def test_a_long_reading_is_not_held_up_by_a_log_that_is_full_and_lets_go_all_the_time(
+    dsn: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.execute("CREATE TABLE items (id bigint PRIMARY KEY, note text)")
+    install(dsn, ["items"])
+    reading, written = asyncio.Event(), asyncio.Event()
+
+    class SlowReader(snapshot.SnapshotReader):
+        @asynccontextmanager
+        async def read(self, *arguments: Any) -> AsyncGenerator[Any]:
+            async def slowly(batches: AsyncIterator[Any]) -> AsyncIterator[Any]:
+                reading.set()
+                await written.wait()
+                async for batch in batches:
+                    yield batch
+
+            async with super().read(*arguments) as (visibility, batches):
+                yield visibility, slowly(batches)
+
+    monkeypatch.setattr(service, "SnapshotReader", SlowReader)
+    rowcast = Rowcast(Settings(database_url=dsn, port=0, replay_window_bytes=5000))
+    async with (
+        running(rowcast) as addresses,
+        connect(addresses.websocket) as client,
+        connect(addresses.websocket) as newcomer,
+    ):
+
+        async def hear(kind: str) -> None:
+            while json.loads(await client.recv())["type"] != kind:
+                pass
+
+        async def write(number: int) -> None:
+            connection.execute("INSERT INTO items VALUES (%s, repeat('x', 1500))", (number,))
+            await hear("transaction")
+
+        for each in (client, newcomer):
+            await each.send('{"type":"hello","version":1}')
+        await client.send('{"type":"subscribe","id":"s","channel":"items"}')
+        await hear("subscribed")
+        for number in range(5):  # three are what the log keeps
+            await write(number)
+        taking = asyncio.create_task(snapshot_of(newcomer, "n", "items"))
+        await reading.wait()
+        for number in range(5, 12):
+            await write(number)
+            rowcast.service.snapshots.purge()  # as the server does every second
+        written.set()
+        last = await taking
+        assert [row["id"] for row in last["rows"]] == list(range(5, 12)), (
+            "what the rows themselves do not show"
+        )
+        assert rowcast.service.snapshots.taken == 1

@@ -15,6 +15,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import IO, Final
 
 import msgspec
@@ -41,8 +42,6 @@ _KEEP_BYTES: Final = 256 << 20
 _MAX_CORRECTIONS: Final = 10_000
 # A snapshot is taken again when a TRUNCATE or an incomplete row overtakes it; more often than this it is hopeless.
 _ATTEMPTS: Final = 5
-# The corrections are brought up to date at least this often while rows are read, so that the log may forget.
-_FOLD_SECONDS: Final = 1.0
 
 
 _json: Final = msgspec.json.Encoder().encode
@@ -322,11 +321,17 @@ class Snapshots:
         return True
 
     def purge(self) -> None:
-        """Let go of snapshots that are not worth keeping; called about once a second."""
+        """Let go of snapshots that are not worth keeping, and keep up with the log, which forgets, while rows are read.
+
+        Called about once a second.
+        """
         oldest = self._now() - _KEEP_SECONDS
         kept = 0
         for snapshot in sorted(self._snapshots.values(), key=lambda each: -each.last_used):
             if not snapshot.complete and snapshot.error is None:
+                if snapshot.corrections is not None:
+                    with suppress(_Overtaken):  # noticed when the rows are read
+                        snapshot.corrections.fold(self.hub)
                 continue
             kept += snapshot.size_bytes
             worthless = snapshot.last_used < oldest or kept > _KEEP_BYTES or snapshot.error is not None
@@ -383,14 +388,11 @@ class Snapshots:
                 raise _Overtaken
             snapshot.visibility = visibility
             corrections = snapshot.corrections = Corrections(shape, visibility, hub.log.floor, begun)
+            corrections.fold(hub)  # at once: a full log lets go of its oldest entries all the time
             marking = asyncio.ensure_future(self._mark())
             try:
-                folded_at = 0.0
                 async for rows in batches:
                     snapshot.add(b",".join(map(row_json, rows)), len(rows))
-                    if self._now() - folded_at > _FOLD_SECONDS:
-                        corrections.fold(hub)
-                        folded_at = self._now()
             finally:
                 if not marking.done() and asyncio.current_task().cancelling():  # type: ignore[union-attr]
                     marking.cancel()
