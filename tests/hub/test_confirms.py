@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from tests.hub.test_hub import JOBS, PROJECTS, Client, insert, make_hub
 from tests.streams import at, change, row, transaction
 
@@ -115,7 +115,7 @@ def test_who_has_gone_is_told_nothing_and_forgotten() -> None:
     assert hub._owners == {}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(

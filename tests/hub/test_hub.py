@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from tests.streams import Collector, at, change, row, table, transaction
 
 from rowcast.errors import ProtocolError
@@ -466,7 +466,7 @@ FILTERS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.lists(st.tuples(ids, st.sampled_from("xy"), orgs, st.booleans()), min_size=1, max_size=4),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from tests.hub.test_hub import FILTERS, JOBS, PROJECTS, Client, as_json, ids, make_hub, orgs
 from tests.streams import at, change, row, table, transaction
 
@@ -119,7 +119,7 @@ def test_one_connection_may_have_both_and_tells_them_apart() -> None:
     assert hub.shape_count == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.lists(st.tuples(ids, st.sampled_from("xy"), orgs, st.booleans()), min_size=1, max_size=4),

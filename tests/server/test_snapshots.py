@@ -190,6 +190,35 @@ async def test_every_snapshot_is_the_query_at_its_position(dsn: str, addresses: 
     following.cancel()
 
 
+async def test_the_end_of_a_snapshot_comes_after_every_transaction_up_to_its_position(
+    dsn: str, addresses: Addresses
+) -> None:
+    ends: list[str] = []
+    told: list[str] = []
+    async with connect(addresses.websocket, max_size=None) as client:
+
+        async def hear(kind: str) -> dict[str, Any]:
+            while True:
+                message: dict[str, Any] = json.loads(await asyncio.wait_for(client.recv(), 20))
+                if message["type"] == "transaction":
+                    assert message["position"] > max([*ends, *told], default="")
+                    told.append(message["position"])
+                if message["type"] == kind and (kind != "snapshot" or message.get("last")):
+                    return message
+
+        await client.send(json.dumps({"type": "hello", "version": 1}))
+        await client.send(json.dumps({"type": "subscribe", "id": "all", "channel": "items"}))
+        await hear("subscribed")
+        with writers(dsn, 6):
+            await hear("transaction")
+            for turn in range(30):
+                wish = {"type": "subscribe", "id": f"{turn}", "channel": "items", "snapshot": True}
+                await client.send(json.dumps({**wish, "filter": f"org=eq.{turn % 5}"}))
+                ends.append((await hear("snapshot"))["position"])
+                await client.send(json.dumps({"type": "unsubscribe", "id": f"{turn}"}))
+    assert len(told) > len(set(ends)) > 5, "there was something to come too late"
+
+
 async def test_a_table_added_under_a_running_transaction_waits_for_it(
     dsn: str, addresses: Addresses, connection: psycopg.Connection
 ) -> None:
