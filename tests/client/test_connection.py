@@ -317,6 +317,22 @@ class TestLadder:
         scripted.http_status = http.HTTPStatus.FORBIDDEN
         async with Connection(scripted.url, sink=Log()) as connection:
             await until(lambda: connection.state.status == "closed")
+            assert connection.state.reason == (
+                "the server does not accept the credentials: the server answered 403, "
+                "as it does too where nothing of Rowcast's is at this path"
+            )
+
+    async def test_an_outage_is_warned_of_once(
+        self, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        scripted.http_status = http.HTTPStatus.BAD_GATEWAY
+        log = Log()
+        async with Connection(scripted.url, sink=log) as connection:
+            await until(lambda: reasons(log).count("the server answered 502") > 4)
+            scripted.http_status = None
+            await until(connected(connection))
+        warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert warned == ["no link over websocket: the server answered 502"]
 
 
 def reasons(log: Log) -> list[str]:

@@ -349,6 +349,16 @@ class TestTrouble:
         with pytest.raises(ClientError, match="was closed before"):
             await mutation
 
+    async def test_closing_the_client_before_the_sending_began_leaves_nothing_behind(
+        self, scripted: ScriptedServer, api: Api
+    ) -> None:
+        """Not even a warning of a coroutine that nobody awaited, which would fail the test."""
+        async with client(scripted) as rc, rc.live("projects") as projects:
+            mutation = projects.mutate(projects.updating(1, name="new"), send=api.renames(1, "new"))
+        with pytest.raises(ClientError, match="was closed before"):
+            await mutation
+        assert not api.received
+
     async def test_cancelling_the_wait_does_not_cancel_the_mutation(
         self, scripted: ScriptedServer, api: Api
     ) -> None:

@@ -193,7 +193,9 @@ class Connection:
                     self._ladder.current, self._endpoints, token, max_frame_bytes=MAX_FRAME_BYTES
                 )
             except LinkEndedError as error:
-                logger.info("no link over %s: %s", self._ladder.current, error.reason)
+                # The first of an outage is worth a line that is seen without any settings; the next ones say the same.
+                level = logging.WARNING if session.state(self._clock()).attempt == 0 else logging.INFO
+                logger.log(level, "no link over %s: %s", self._ladder.current, error.reason)
                 self._ladder.failed(error.failure)
                 session.link_lost(self._clock(), error.code, error.reason)
             except ClientError as error:

@@ -10,8 +10,9 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from rowcast.client.backoff import Backoff
@@ -233,7 +234,7 @@ class Mutations:
         elif handle.task is not None:
             return  # an attempt is on its way, or the next is planned
         elif isinstance(output, SendMutation):
-            self._start(handle, self._send(handle))
+            self._start(handle, self._send)
         else:
             self._ask(handle)
 
@@ -246,11 +247,15 @@ class Mutations:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, handle: MutationHandle[Any], work: Coroutine[None, None, Sequence[Output]]) -> None:
+    def _start(
+        self,
+        handle: MutationHandle[Any],
+        work: Callable[[MutationHandle[Any]], Awaitable[Sequence[Output]]],
+    ) -> None:
         """Run one piece of work for a mutation; there is never more than one at a time."""
 
         async def run() -> None:
-            outputs = await work
+            outputs = await work(handle)
             handle.task = None
             self._fulfil(outputs)
 
@@ -291,13 +296,13 @@ class Mutations:
         if handle.has_answer:
             self._fulfil(self._store.status(handle.id, "committed", self._now()))
         elif self._status is not None:
-            self._start(handle, self._ask_server(handle, self._status))
+            self._start(handle, partial(self._ask_server, self._status))
         elif handle.attempts_left > 0:
-            self._start(handle, self._wait_and_resend(handle))
+            self._start(handle, self._wait_and_resend)
         else:
             handle.gone.set()  # nobody knows; those behind it need not wait for ever
 
-    async def _ask_server(self, handle: MutationHandle[Any], status: StatusAsker) -> Sequence[Output]:
+    async def _ask_server(self, status: StatusAsker, handle: MutationHandle[Any]) -> Sequence[Output]:
         try:
             told = await status(handle.id)
         except Exception as error:  # noqa: BLE001 - whatever the application raises is an outcome

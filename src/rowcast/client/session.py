@@ -388,7 +388,7 @@ class Session:
     def _on_error(self, frame: JSONObject, lane: str | None, now: float) -> None:  # noqa: ARG002
         code, message = frame["code"], frame["message"]
         if code in _TOKEN_ERRORS:
-            self._refuse_token(now, message)
+            self._refuse_token(now, f"{_CLOSE_REASONS[4501]}: {message}")
         elif code == "unsupported_version":
             self.close(now, message)
         elif not self._subscriptions.on_error(frame, now):
@@ -419,7 +419,7 @@ class Session:
         self._token_refused = True
         self._token_failures += 1
         if not self._renewable or self._token_failures >= TOKEN_ATTEMPTS:
-            self.close(now, f"the server does not accept the credentials: {reason}")
+            self.close(now, reason)
         else:
             self.needs_token = self._link == "up"
 

@@ -38,7 +38,8 @@ class LinkEndedError(ClientError):
 def refusal(status: int) -> LinkEndedError:
     """What an HTTP status other than the hoped-for one says about the link."""
     if status in {401, 403}:
-        return LinkEndedError(f"the server answered {status}", code=4501, failure="away")
+        hint = ", as it does too where nothing of Rowcast's is at this path" if status == 403 else ""
+        return LinkEndedError(f"the server answered {status}{hint}", code=4501, failure="away")
     # A gateway says these while what stands behind it restarts.
     gone = status in {429, 502, 503, 504}
     return LinkEndedError(f"the server answered {status}", failure="away" if gone else "unsuitable")
