@@ -112,7 +112,7 @@ def test_who_has_gone_is_told_nothing_and_forgotten() -> None:
     assert len(second.heard()) == 1
     hub.leave(second.subscriber)
     hub.leave(second.subscriber)
-    assert hub._owners == {}
+    assert hub._confirms._owners == {}
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,101 +12,22 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 
-from rowcast.errors import FilterError, ProtocolError, UnknownColumnError
-from rowcast.filters import BoundFilter, Expression, bind, conjunction, equality
-from rowcast.hub.audience import Audience, AudienceKey, Form, Framing, Outlet, Sink, TransactionHeader
+from rowcast.errors import ProtocolError
+from rowcast.hub.audience import Audience, AudienceKey, Form, Outlet, TransactionHeader
+from rowcast.hub.channels import Channels
+from rowcast.hub.confirms import Confirms
+from rowcast.hub.replay import Replay
 from rowcast.hub.shape import EncodedChange, Projection, Routes, Shape, ShapeKey
+from rowcast.hub.subscription import Request, Subscriber, Subscription
 from rowcast.log import Log
 from rowcast.model import Event, Gap, Position, Progress, Table, TablesChanged, Transaction, epoch_of
 
-# A replay longer than this costs more than a snapshot, for the client and for the others who wait meanwhile.
-MAX_REPLAY_BYTES = 16 * 1024 * 1024
 # A resync is spread over at least this long, and by this much more for each subscriber of the shape.
 _RESYNC_JITTER_MS = 250
 _RESYNC_JITTER_MS_PER_SUBSCRIBER = 2
 _RESYNC_JITTER_MS_MAX = 30_000
-
-
-@dataclass(slots=True, frozen=True)
-class Request:
-    """What a client asks to watch.
-
-    Attributes:
-        subscription: The subscription's id on its connection.
-        label: How a plain client's changes name the subscription; empty where the id is the channel.
-        expression: The parsed filter, or None.
-        only_changed: Whether an UPDATE tells the columns only that it has changed.
-    """
-
-    subscription: str
-    channel: str
-    columns: tuple[str, ...] | None = None
-    expression: Expression | None = None
-    since: Position | None = None
-    label: str = ""
-    only_changed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Subscription:
-    """One connection's interest in one shape.
-
-    Attributes:
-        position: Everything after it is told.
-        active: Whether the stream is told; not before its snapshot, for clients that apply whatever comes.
-    """
-
-    id: str
-    request: Request
-    outlet: Outlet
-    position: Position
-    active: bool = True
-
-    @property
-    def shape(self) -> Shape:
-        return self.outlet.shape
-
-
-@dataclass(slots=True, eq=False)
-class Subscriber:
-    """A connection with its subscriptions.
-
-    Attributes:
-        mutations: What its mutations' ids begin with, up to their first dot: a transaction that shows it no row is told
-            to it only if it confirms one of these. None: whatever it confirms.
-        on_resync: Tells the connection's protocol that a subscription has to be read anew: the subscription, the
-            reason, the milliseconds to wait, the position after which the stream goes on.
-        on_columns: Tells it that a subscription's columns have changed (a resync follows), or None as the
-            second argument's error text where the subscription cannot go on.
-    """
-
-    sink: Sink
-    form: Form
-    framing: Framing
-    on_resync: Callable[[Subscription, str, int, Position], None]
-    on_columns: Callable[[Subscription, ProtocolError | None], None]
-    mutations: str | None = None
-    subscriptions: dict[str, Subscription] = field(default_factory=dict[str, Subscription])
-    audience: Audience | None = None
-
-    @property
-    def hears_every_confirm(self) -> bool:
-        return self.form.tells_confirms and self.mutations is None
-
-    def waits_for(self, confirms: Iterable[str]) -> bool:
-        """Whether a transaction that shows it no row is to be told to it for what it confirms."""
-        return self.form.tells_confirms and (
-            bool(confirms)
-            if self.mutations is None
-            else any(owner_of(confirm) == self.mutations for confirm in confirms)
-        )
-
-
-def owner_of(mutation: str) -> str:
-    """What the ids of one client's mutations have in common."""
-    return mutation.partition(".")[0]
 
 
 class Hub:
@@ -128,10 +49,7 @@ class Hub:
         scopes: Mapping[str, str] | None = None,
     ) -> None:
         self.log = log
-        self.tables: Mapping[int, Table] = tables
-        self._offered = None if offered is None else frozenset(offered)
-        self._scopes = scopes or {}
-        self.channels: dict[str, Table] = {}
+        self._channels = Channels(tables, offered, scopes)
         self.subscribers: dict[Subscriber, None] = {}
         self.deliveries: Counter[str] = Counter()
         self.resyncs: Counter[str] = Counter()
@@ -142,9 +60,17 @@ class Hub:
         self._routes: dict[int, Routes] = {}
         self._audiences: dict[AudienceKey, Audience] = {}
         self._confirmed: dict[Audience, None] = {}  # audiences that are told every confirm
-        self._owners: dict[str, dict[Subscriber, None]] = {}  # by what their mutations' ids begin with
-        self._confirms: dict[str, Position] = {}  # of the transactions in the log, oldest first
-        self._name_channels()
+        self._confirms = Confirms()
+
+    @property
+    def tables(self) -> Mapping[int, Table]:
+        """The captured tables by OID."""
+        return self._channels.tables
+
+    @property
+    def channels(self) -> Mapping[str, Table]:
+        """The table of each channel that is offered."""
+        return self._channels.by_name
 
     @property
     def head(self) -> Position:
@@ -165,7 +91,7 @@ class Hub:
 
     def confirmed_at(self, mutation: str) -> Position | None:
         """Where a recent transaction has confirmed a mutation; None if none in the log has."""
-        return self._confirms.get(mutation)
+        return self._confirms.position_of(mutation)
 
     def publish(self, events: Sequence[Event], now: float) -> None:
         """Take in what capture delivered and write every frame it causes.
@@ -229,7 +155,7 @@ class Hub:
                         else:
                             parts[audience] = [fragment]
         owners = self._told_alone(transaction, parts) if transaction.confirms else ()
-        self._remember(transaction)
+        self._confirms.remember(transaction, self.log.floor)
         if unknown:
             # Before the transaction, which says that everything up to its position has been told.
             self._flush(touched)
@@ -257,26 +183,14 @@ class Hub:
             parts.setdefault(audience, [])
         return [
             (subscriber, subscriber.audience)
-            for owner in dict.fromkeys(map(owner_of, transaction.confirms))
-            for subscriber in self._owners.get(owner, ())
+            for subscriber in self._confirms.owners(transaction)
             if subscriber.audience is not None and subscriber.audience not in parts
         ]
-
-    def _remember(self, transaction: Transaction) -> None:
-        """Keep what it confirms for as long as the log keeps it, and let go of what the log has let go of."""
-        for confirm in transaction.confirms:
-            self._confirms.pop(confirm, None)
-            self._confirms[confirm] = transaction.position
-        while self._confirms:
-            oldest = next(iter(self._confirms))
-            if self._confirms[oldest] > self.log.floor:
-                break
-            del self._confirms[oldest]
 
     def _publish_gap(self, gap: Gap, now: float) -> None:
         if gap.tables is None or epoch_of(gap.position) != epoch_of(self.log.head):
             self.log.reset(gap.position)
-            self._confirms.clear()
+            self._confirms.forget()
             for audience in self._audiences.values():
                 audience.last = gap.position
             self.resync_shapes(self._shapes.values(), gap.reason, gap.position)
@@ -351,10 +265,7 @@ class Hub:
         *,
         seen: Callable[[int], bool] | None = None,
     ) -> None:
-        """Send what subscriptions missed after `since`, all of them in one pass, transaction by transaction.
-
-        One that cannot be resumed after all is told to resync, at the place in the stream where that shows: what
-        comes after it speaks for the others only.
+        """Send what subscriptions missed after `since`; see `rowcast.hub.replay`.
 
         Args:
             since: A position that `resumable` accepts.
@@ -362,71 +273,9 @@ class Hub:
         """
         entries = self.log.after(since)
         assert entries is not None
-        active = dict.fromkeys(subscriptions)
-        base, size, parts = since, 0, list[bytes]()
-
-        def refuse(refused: Iterable[Subscription], reason: str, position: Position) -> None:
-            for subscription in refused:
-                del active[subscription]
-                if parts:
-                    subscriber.sink.send(b"".join(parts))
-                    parts.clear()
-                self.resync(subscriber, subscription, reason, position)
-
-        for entry in entries:
-            if isinstance(entry, Gap):
-                tables = entry.tables
-                lost = [each for each in active if tables is None or each.shape.table.oid in tables]
-                refuse(lost, entry.reason, entry.position)
-                continue
-            if seen is not None and seen(entry.xid):
-                continue
-            fragments, unknown, changed = self._replay_fragments(entry, active)
-            refuse(unknown, "unchanged_value", base)
-            refuse(changed, "schema_changed", base)
-            if fragments or subscriber.waits_for(entry.confirms):
-                header = TransactionHeader.of(entry)
-                parts.append(subscriber.form.transaction(header, base, fragments, subscriber.framing))
-                base = entry.position
-                size += len(parts[-1])
-                if size > MAX_REPLAY_BYTES:
-                    parts.clear()
-                    refuse(list(active), "log_expired", self.head)
-                    return
-        if parts:
-            subscriber.sink.send(b"".join(parts))
-
-    @staticmethod
-    def _replay_fragments(
-        transaction: Transaction, active: Iterable[Subscription]
-    ) -> tuple[list[bytes], list[Subscription], list[Subscription]]:
-        """A transaction's changes for these subscriptions.
-
-        Also those for which one of the changes is not known, and those whose table had other columns then.
-        """
-        outlets: dict[Outlet, list[Subscription]] = {}
-        for subscription in active:
-            outlets.setdefault(subscription.outlet, []).append(subscription)
-        fragments: list[bytes] = []
-        unknown: list[Subscription] = []
-        changed: list[Subscription] = []
-        for change in transaction.changes:
-            for outlet in list(outlets):
-                shape = outlet.shape
-                if shape.table.oid != change.table.oid:
-                    continue
-                if shape.table is not change.table and shape.table != change.table:
-                    changed.extend(outlets.pop(outlet))
-                    continue
-                effect = shape.effect(change)
-                if effect == "UNKNOWN":
-                    unknown.extend(outlets.pop(outlet))
-                elif effect is not None:
-                    piece = EncodedChange(change, shape.projection, transaction.position)
-                    fragment = outlet.fragment(effect, piece)
-                    if fragment is not None:
-                        fragments.append(fragment)
-        return fragments, unknown, changed
+        if seen is not None:
+            entries = (entry for entry in entries if isinstance(entry, Gap) or not seen(entry.xid))
+        Replay(subscriber, subscriptions, since, partial(self.resync, subscriber)).send(entries, self.head)
 
     def unsubscribe(self, subscriber: Subscriber, subscription_id: str) -> Subscription:
         """End a subscription.
@@ -446,8 +295,7 @@ class Hub:
     def join(self, subscriber: Subscriber) -> None:
         """Put a subscriber into the audience that its subscriptions ask for."""
         self.subscribers[subscriber] = None
-        if subscriber.mutations is not None:
-            self._owners.setdefault(subscriber.mutations, {})[subscriber] = None
+        self._confirms.add(subscriber)
         outlets = frozenset(each.outlet for each in subscriber.subscriptions.values() if each.active)
         key = (subscriber.form.name, subscriber.framing.name, subscriber.hears_every_confirm, outlets)
         audience = self._audiences.get(key)
@@ -464,11 +312,7 @@ class Hub:
     def leave(self, subscriber: Subscriber) -> None:
         """The connection is gone: forget it and whatever only it watched."""
         self.subscribers.pop(subscriber, None)
-        owners = self._owners.get(subscriber.mutations or "")
-        if owners is not None:
-            owners.pop(subscriber, None)
-            if not owners:
-                del self._owners[subscriber.mutations or ""]
+        self._confirms.remove(subscriber)
         self._part(subscriber)
         subscriptions = list(subscriber.subscriptions.values())
         subscriber.subscriptions.clear()
@@ -510,9 +354,9 @@ class Hub:
         Raises:
             ProtocolError: Unknown channel or column, a filter that does not fit.
         """
-        table, bound = self._resolve(request.channel, request.expression)
+        table, bound = self._channels.resolve(request.channel, request.expression)
         names = None if request.columns is None else frozenset(request.columns)
-        self._check_columns(table, names)
+        self._channels.check_columns(table, names)
         shape = self._shapes.get((table.oid, names, bound.key if bound else ""))
         if shape is None:
             shape = Shape(table, names, self._projection(table, names), bound)
@@ -531,55 +375,8 @@ class Hub:
             projection = self._projections[key] = Projection(table, names)
         return projection
 
-    @staticmethod
-    def _check_columns(table: Table, names: frozenset[str] | None) -> None:
-        known = [column.name for column in table.columns]
-        for name in sorted(names or ()):
-            if name not in known:
-                raise ProtocolError(
-                    "unknown_column", f'{table.channel} has no column "{name}"; it has: {", ".join(known)}'
-                )
-
-    def _resolve(self, channel: str, expression: Expression | None) -> tuple[Table, BoundFilter | None]:
-        """Find a channel's table and the filter that its scope and the subscription's own filter make."""
-        table = self.channels.get(channel)
-        if table is None:
-            name, colon, value = channel.partition(":")
-            column = self._scopes.get(name)
-            table = self.channels.get(name)
-            if not colon or column is None or table is None:
-                known = ", ".join(sorted({each.channel for each in self.channels.values()})) or "none yet"
-                raise ProtocolError("unknown_channel", f'there is no channel "{channel}"; known: {known}')
-            scope = equality(column, value)
-            expression = scope if expression is None else conjunction(scope, expression)
-        if expression is None:
-            return table, None
-        try:
-            return table, bind(expression, table)
-        except FilterError as error:
-            code = "unknown_column" if isinstance(error, UnknownColumnError) else "invalid_filter"
-            raise ProtocolError(code, str(error)) from error
-
-    def _name_channels(self) -> None:
-        """A table of the schema public goes by its name, any other by schema.name; the schema may be written."""
-        channels: dict[str, Table] = {}
-        for table in self.tables.values():
-            channels[f"{table.schema}.{table.name}"] = table
-        for table in self.tables.values():
-            channels[table.channel] = table
-        if self._offered is not None:
-            offered = {id(channels[name]) for name in self._offered if name in channels}
-            channels = {name: table for name, table in channels.items() if id(table) in offered}
-        self.channels = channels
-
     def _publish_tables(self, event: TablesChanged, now: float) -> None:
-        before, self.tables = self.tables, event.tables
-        self._name_channels()
-        offered = {table.oid for table in self.channels.values()}
-        changed = {
-            oid for oid in before.keys() | event.tables.keys() if event.tables.get(oid) is not before.get(oid)
-        }
-        changed |= {oid for oid in before if oid not in offered}
+        changed = self._channels.replace(event.tables)
         if not changed:
             return
         # A replay across this point would mix two forms of a row.
