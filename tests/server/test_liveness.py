@@ -10,14 +10,17 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from rowcast.capture.install import install
-from rowcast.server import Addresses, Rowcast
+from rowcast.server import Addresses, Rowcast, serve as run_server
 from rowcast.settings import Settings
+from rowcast.testing import EmbeddedPostgres
+from rowcast.testing.proxy import FaultProxy
 from rowcast.testing.server import running
 
 Serve = Callable[..., AbstractAsyncContextManager[Addresses]]
@@ -214,3 +217,26 @@ async def test_losing_the_database_is_told_and_nothing_is_lost(
             else:
                 change = message
         assert change["new"]["body"] == "meanwhile"
+
+
+async def test_a_client_may_leave_before_postgresql_can_be_reached(
+    dsn: str, postgres: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stop = asyncio.Event()
+    async with FaultProxy(postgres.port) as link, httpx.AsyncClient(timeout=20) as http:
+        link.refuse()
+        settings = Settings(database_url=dsn.replace(str(postgres.port), str(link.port)), port=port)
+        serving = asyncio.create_task(run_server(Rowcast(settings), stop=stop))
+        await asyncio.sleep(0)  # it listens
+        async with connect(f"ws://127.0.0.1:{port}/ws") as client:
+            await client.send('{"type":"hello","version":1}')
+            await hear(client, "welcome")
+        async with asyncio.timeout(20):
+            while "rowcast_connections 0" not in (await http.get(f"http://127.0.0.1:{port}/metrics")).text:
+                pass
+        stop.set()
+        await serving
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

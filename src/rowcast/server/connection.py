@@ -355,9 +355,7 @@ class ClientConnection:
     def lost(self) -> None:
         """The transport is gone."""
         self.service.forget(self)
-        if self.subscriber is not None:
-            self.service.hub.leave(self.subscriber)
-            self.subscriber = None
+        self.subscriber = None
         self._queue = self._rest = None
         self._queued_bytes = 0
         self._paused = True

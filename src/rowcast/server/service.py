@@ -256,6 +256,9 @@ class Service:
         self.connections.pop(connection, None)
         self._waiting.pop(connection, None)
         self.slow.discard(connection)
+        # There is no hub before the capture has started.
+        if connection.subscriber is not None and self._hub is not None:
+            self._hub.leave(connection.subscriber)
 
     def say_goodbye(self) -> None:
         """Begin to shut down: every client is told when to come back, gets what waits for it, and is closed."""
