@@ -83,8 +83,8 @@ class Plan:
         """The same with half of the steps, and with half of what happens in them."""
         count = len(self.steps)
         halves = [self.steps[count // 2 :], self.steps[: count // 2]] if count > 1 else []
-        thinner = tuple(replace(step, acts=step.acts[::2]) for step in self.steps)
-        return [replace(self, steps=steps) for steps in [*halves, thinner] if steps and steps != self.steps]
+        thinner = [tuple(replace(step, acts=step.acts[first::2]) for step in self.steps) for first in (0, 1)]
+        return [replace(self, steps=steps) for steps in [*halves, *thinner] if steps and steps != self.steps]
 
 
 @dataclass(slots=True)
@@ -145,9 +145,10 @@ class Round:
         subscribers: The first is a strict client that never sleeps: its marker says how far the others have to come.
     """
 
-    def __init__(self, plan: Plan, stage: Stage) -> None:
+    def __init__(self, plan: Plan, stage: Stage, patience_seconds: float) -> None:
         self.plan = plan
         self.stage = stage
+        self._patience_seconds = patience_seconds
         self.report = Report()
         self.log: list[str] = []
         self.subscribers: list[Follower] = []
@@ -264,7 +265,7 @@ class Round:
                     await asyncio.to_thread(journal.verify_end, self._oracle)
 
     async def _until_all_have(self, value: int, columns: Mapping[str, tuple[str, ...]]) -> None:
-        deadline = time.monotonic() + _BARRIER_SECONDS
+        deadline = time.monotonic() + self._patience_seconds
         marker = self.subscribers[0].journals[-1]
         target = ""
         while True:
@@ -284,7 +285,7 @@ class Round:
                 return
             if time.monotonic() > deadline:
                 raise FailedError(
-                    f"not live after {_BARRIER_SECONDS:g} s, marker at {target or 'none'}: "
+                    f"not live after {self._patience_seconds:g} s, marker at {target or 'none'}: "
                     + "; ".join(map(_describe, behind))
                 )
             await asyncio.sleep(_LOOK_SECONDS)
@@ -324,8 +325,11 @@ def _describe(subscriber: Follower) -> str:
     return f"{subscriber.name}: {states}"
 
 
-async def run_plan(plan: Plan) -> Report:
+async def run_plan(plan: Plan, *, patience_seconds: float = _BARRIER_SECONDS) -> Report:
     """Run a plan on a stage of its own.
+
+    Args:
+        patience_seconds: How long a barrier is waited at.
 
     Raises:
         FailedError: Something was wrong; the text has the plan, the log and the server's last words.
@@ -334,7 +338,7 @@ async def run_plan(plan: Plan) -> Report:
         path = Path(folder)
         path.chmod(0o777)  # PostgreSQL runs as another user where we are root  # noqa: ASYNC240 - of no duration
         stage = Stage(plan.setting, path)
-        round_ = Round(plan, stage)
+        round_ = Round(plan, stage, patience_seconds)
         try:
             async with stage:
                 return await round_.run()
@@ -349,6 +353,12 @@ async def run_plan(plan: Plan) -> Report:
                     for each in clients
                     if each.name in str(error)
                     for line in each.recent
+                ),
+                *(
+                    f"{each.name} said {line.rstrip()}"
+                    for each in round_.subscribers
+                    if isinstance(each, MirrorFollower)
+                    for line in each.said[-10:]
                 ),
                 *("the server's last words:", *(line.rstrip() for line in stage.server_errors[-40:])),
             ]

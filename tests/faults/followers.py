@@ -241,6 +241,7 @@ class MirrorFollower:
         self._looking: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._chance = random.Random(name)
+        self.said: list[str] = []  # on standard error
 
     @property
     def journals(self) -> list[Journal]:
@@ -254,6 +255,7 @@ class MirrorFollower:
         if self._process is None:
             wire = [part for name, value in self.journal.filter.wire.items() for part in (f"--{name}", value)]
             self._process = Process("mirror", self.url, self.journal.table.name, *wire, "--to", self.path)
+            self.said = self._process.errors
             self._looking = asyncio.create_task(self._look_often())
 
     async def sleep(self) -> None:

@@ -153,6 +153,10 @@ class Stage:
         self.server.send(number)
         await asyncio.to_thread(self.server.wait)
         await asyncio.to_thread(self._end_server)
+        if self.setting.capture == "outbox":
+            # PostgreSQL notices within a minute that a link which died in silence has nobody at its end, unless it is
+            # a proxy that answers; until then the dead server would lead.
+            self.capture_link.cut()
 
     def _end_server(self) -> None:
         if self.server is not None:
