@@ -8,7 +8,7 @@ app.mount("/realtime", rowcast)
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rowcast.capture import Capture
 from rowcast.capture.choice import choose_capture
 from rowcast.errors import ConfigurationError
+from rowcast.model import Table
 from rowcast.server import metrics
 from rowcast.server.asgi import EventStreamEndpoint, WebSocketEndpoint, cors_headers
 from rowcast.server.rows import RowsEndpoint
@@ -115,7 +116,7 @@ class Rowcast:
 
     async def _channels(self, request: Request) -> Response:
         service = self.service
-        tables = service.hub.channels if service.ready else {}
+        tables: Mapping[str, Table] = service.hub.channels if service.ready else {}
         listed = [
             {
                 "channel": name,

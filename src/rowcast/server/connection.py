@@ -29,8 +29,8 @@ from rowcast.protocol.native import (
 )
 
 if TYPE_CHECKING:
+    from rowcast.server.delivery import FullDelivery
     from rowcast.server.service import Service
-    from rowcast.server.snapshots import FullDelivery
 
 # A larger message goes to the transport in pieces, so that a client that stops in its middle keeps this much of
 # it in the transport's own buffer and not all of it.

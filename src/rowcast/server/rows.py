@@ -23,9 +23,9 @@ from rowcast.protocol.forms import PLAIN
 from rowcast.protocol.framing import LINE
 from rowcast.protocol.native import parse_request
 from rowcast.server.asgi import cors_headers
+from rowcast.server.kept_rows import FrozenRows
 from rowcast.server.query import SELECTION, Query
 from rowcast.server.service import Service
-from rowcast.server.snapshots import FrozenRows
 
 # Below the 30 to 60 s after which proxies give up on an answer.
 _MAX_WAIT_SECONDS: Final = 25.0
