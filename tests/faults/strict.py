@@ -77,6 +77,7 @@ class StrictClient:
         self.log: list[str] = []
         self.recent: deque[str] = deque(maxlen=80)
         self._names = 0
+        self._left: set[str] = set()  # subscriptions that it has asked to end
         self._reading = asyncio.Event()
         self._reading.set()
         self._task: asyncio.Task[None] | None = None
@@ -144,6 +145,7 @@ class StrictClient:
             self.connects += 1
             self._link = link
             self.told = ""
+            self._left.clear()
             entries = [self._entry(each) for each in self.subscriptions]
             await link.send(json.dumps({"type": "hello", "version": 1, "subscriptions": entries}))
             async with asyncio.timeout(5):
@@ -174,7 +176,7 @@ class StrictClient:
             for each in self.subscriptions:
                 if each.due is not None and loop.time() >= each.due:
                     if each.asked:  # and not answered
-                        await link.send(json.dumps({"type": "unsubscribe", "id": each.wire}))
+                        await self._unsubscribe(link, each.wire)
                     entry = self._entry(each)
                     await link.send(json.dumps({"type": "subscribe", **entry}))
             await asyncio.sleep(0.05)
@@ -200,6 +202,10 @@ class StrictClient:
         wire, each.wire, each.shape, each.loading, each.held = each.wire, "", None, None, []
         each.asked = False
         each.due = asyncio.get_running_loop().time() + seconds
+        await self._unsubscribe(link, wire)
+
+    async def _unsubscribe(self, link: ClientConnection, wire: str) -> None:
+        self._left.add(wire)
         await link.send(json.dumps({"type": "unsubscribe", "id": wire}))
 
     async def _receive(self, link: ClientConnection, message: dict[str, Any]) -> None:
@@ -222,7 +228,9 @@ class StrictClient:
                     await self._leave(link, each, min(message["after_ms"] / 1000, 1.0))
             case "error":
                 await self._error(link, message)
-            case "status" | "goodbye" | "unsubscribed":
+            case "unsubscribed":
+                self._left.discard(message["id"])
+            case "status" | "goodbye":
                 pass
             case other:
                 raise WrongError(f"{self.name}: a frame of type {other}")
@@ -317,15 +325,16 @@ class StrictClient:
                     journal.move_to(position)
 
     async def _error(self, link: ClientConnection, message: dict[str, Any]) -> None:
+        code, text, wire = message["code"], message["message"], message.get("id", "")
+        passing = code == "snapshot_failed" and any(reason in text for reason in _PASSING_REASONS)
         for each in self.subscriptions:
-            if each.wire and each.wire == message.get("id"):
-                self.log.append(f"{each.journal.name}: {message['code']}: {message['message']}")
-                passing = any(reason in message["message"] for reason in _PASSING_REASONS)
-                if message["code"] != "snapshot_failed" or not passing:
+            if each.wire and each.wire == wire:
+                self.log.append(f"{each.journal.name}: {code}: {text}")
+                if not passing:
                     raise WrongError(f"{each.journal.name} ({each.journal.filter.wire}): {message}")
                 await self._leave(link, each, 0.2)
                 return
-        if message["code"] != "unknown_subscription":
+        if not (code == "unknown_subscription" or (passing and wire in self._left)):
             raise WrongError(f"{self.name}: {message}")
 
 
