@@ -39,9 +39,8 @@ def test_triggers_watch_tables_and_taking_them_down_leaves_no_trace(
         5,
     )
     assert "public.projects is watched now, by triggers that write into rowcast.outbox" in done
-    assert [sentence for sentence in done if sentence.startswith("warning")] == [
-        "warning: public.keyless has no primary key: clients get its changes, but cannot keep its rows apart"
-    ]
+    [warning] = [sentence for sentence in done if sentence.startswith("warning")]
+    assert warning.startswith("warning: public.keyless has no primary key")
     assert identities(tables) == identities_before
     assert published(tables) == []
     installed = traces(tables)
@@ -113,9 +112,7 @@ def test_writes_go_on_when_somebody_has_taken_a_trigger_away(tables: psycopg.Con
 
 def test_a_full_notification_queue_fails_no_commit(tables: psycopg.Connection, dsn: str) -> None:
     install.install(dsn, ["projects"], capture="outbox")
-    definition = tables.execute(
-        "SELECT pg_get_functiondef('rowcast.outbox_ring()'::regprocedure)"
-    ).fetchone()
+    definition = tables.execute("SELECT pg_get_functiondef('rowcast.outbox_ring()'::regprocedure)").fetchone()
     assert definition is not None
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute("LISTEN rowcast_outbox")
