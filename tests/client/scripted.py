@@ -53,6 +53,7 @@ class ScriptedServer:
         self.tokens: set[str] | None = None
         self.snapshot_gate = asyncio.Event()
         self.snapshot_gate.set()
+        self.committed: set[str] = set()  # mutations of which it knows when it is asked
         self.silent = False  # answers nothing, accepts everything
         self.http_status: http.HTTPStatus | None = None
         self.on_frame: Callable[[Client, Frame], bool] = lambda _client, _frame: False
@@ -170,6 +171,13 @@ class ScriptedServer:
                 await client.send({"type": "unsubscribed", "id": frame["id"]})
             case "heartbeat":
                 await client.send({"type": "heartbeat", "id": frame["id"], "position": head})
+            case "mutation":
+                known = (
+                    {"state": "committed", "position": head}
+                    if frame["id"] in self.committed
+                    else {"state": "unknown"}
+                )
+                await client.send({"type": "mutation", "id": frame["id"], **known})
             case "token":
                 await client.send({"type": "token_accepted", "expires_in": 3600})
             case other:

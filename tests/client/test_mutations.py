@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import httpx
@@ -12,6 +12,8 @@ import pytest
 from tests.client.scripted import ScriptedServer, position, until
 
 from rowcast.client.client import Client, connect
+from rowcast.client.connection import Connection
+from rowcast.client.events import Event, MutationTold
 from rowcast.client.live import Change, LiveRows
 from rowcast.client.mutations import Answer, RejectedError
 from rowcast.client.rows import Row
@@ -211,6 +213,20 @@ class TestTrouble:
             assert await mutation is None
             assert mutation.state == "confirmed"
         assert len(api.received) == 1
+
+    async def test_what_rowcasts_server_knows_to_be_done_is_not_sent_again(
+        self, scripted: ScriptedServer, api: Api
+    ) -> None:
+        """The answer was lost, and so was the confirm."""
+        api.confirms = False
+        api.lose_answers = 1
+        scripted.committed = api.done
+        async with client(scripted) as rc, rc.live("projects") as projects:
+            mutation = projects.mutate(projects.updating(1, name="new"), send=api.renames(1, "new"))
+            assert await mutation is None
+            assert mutation.state == "confirmed"
+            assert names(projects) == ["new", "two"]
+        assert api.received == [mutation.id]
 
     @pytest.mark.parametrize("status", [500, 503, 429, 408])
     async def test_http_statuses_that_mean_try_again(
@@ -440,3 +456,27 @@ async def test_through_a_real_database(addresses: Addresses, connection: psycopg
         assert mutation.state == "confirmed"
         await projects.mutate(projects.updating(1, name="new"), send=nothing)
         assert shown == [["new"]]
+
+
+async def test_rowcasts_server_can_be_asked_what_was_confirmed(
+    addresses: Addresses, connection: psycopg.Connection
+) -> None:
+    told: asyncio.Queue[MutationTold] = asyncio.Queue()
+
+    def keep(events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, MutationTold):
+                told.put_nowait(event)
+
+    async def ask(mutation: str) -> MutationTold:
+        assert link.ask_mutation(mutation)
+        return await told.get()
+
+    async with Connection(addresses.http, sink=keep) as link:
+        assert not link.ask_mutation("m1")  # there is no link yet
+        await until(lambda: link.state.status == "connected")
+        connection.execute("SELECT rowcast.confirm('m1')")
+        while (answer := await ask("m1")).state == "unknown":
+            pass  # not in the stream yet
+        assert answer.position is not None
+        assert await ask("m2") == MutationTold("m2", "unknown")

@@ -21,7 +21,7 @@ import msgspec
 
 from rowcast.client.cache import RealtimeIntegration
 from rowcast.client.connection import Connection, TokenSource, make_beginning
-from rowcast.client.events import Event, Interest, Refused, ServerError, StateChanged
+from rowcast.client.events import Event, Interest, MutationTold, Refused, ServerError, StateChanged
 from rowcast.client.feed import CacheFeed
 from rowcast.client.handlers import Handlers
 from rowcast.client.ladder import LADDER
@@ -95,7 +95,9 @@ class Client:
         self._feed = None if cache is None else CacheFeed(cache)
         for name, interest in self._feed.interests.items() if self._feed is not None else ():
             self.connection.subscribe(name, interest)
-        self._mutations = Mutations(self.store, self._take, time.monotonic, status, beginning)
+        self._mutations = Mutations(
+            self.store, self._take, time.monotonic, status, self.connection.ask_mutation, beginning
+        )
         self._linger_seconds = linger_seconds
         self._shared: dict[bytes, _Shared] = {}
         self._by_id: dict[str, _Shared] = {}
@@ -325,6 +327,8 @@ class Client:
                     shared.refused = ClientError(f"{event.message} ({event.code})")
             elif isinstance(event, StateChanged):
                 self._news.append(partial(self._tell_connection, event.state))
+            elif isinstance(event, MutationTold):
+                self._news.append(partial(self._mutations.told, event))
             elif isinstance(event, ServerError):
                 self._news.append(partial(_call, self._error_callbacks, event))
         if self._feed is not None:
@@ -433,7 +437,8 @@ def connect(
         transports: The transports allowed, best first.
         attempts: Give up after so many failed attempts to connect in a row; None for never.
         status: Asks the application's server what became of a mutation that nobody has confirmed: `committed`,
-            `unknown` (never seen) or `rejected`. Without it, such a mutation is sent again with the same id.
+            `unknown` (never seen) or `rejected`. Without it, Rowcast's server is asked; where that knows nothing, such a
+            mutation is sent again with the same id.
         confirm_seconds: After so long without a word, a mutation counts as unconfirmed.
         linger_seconds: How long a subscription that nobody looks at any more is kept.
         cache: Keeps a query cache up to date over the same connection.

@@ -142,6 +142,12 @@ class Connection:
         self._session.remove(subscription)
         self._kicked.set()
 
+    def ask_mutation(self, mutation: str) -> bool:
+        """Ask what became of a mutation; False where nobody can be asked. The answer is a `MutationTold`, if one comes."""
+        asked = self._session.ask_mutation(mutation)
+        self._kicked.set()
+        return asked
+
     def refetch(self, subscription: str) -> None:
         """Take a new snapshot for a subscription."""
         self._session.refetch(subscription, self._clock())

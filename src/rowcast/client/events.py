@@ -7,7 +7,7 @@ Rows and changes are dicts as the server's JSON has them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -125,6 +125,19 @@ class Refused(msgspec.Struct, frozen=True):
     message: str
 
 
+class MutationTold(msgspec.Struct, frozen=True):
+    """What Rowcast's server knows of a mutation that it was asked about.
+
+    Attributes:
+        state: `unknown` where it is not committed, or not yet, or nobody has confirmed it.
+        position: One at or after the commit, where it is known.
+    """
+
+    mutation: str
+    state: Literal["committed", "unknown"]
+    position: str | None = None
+
+
 class ServerError(msgspec.Struct, frozen=True):
     """An error frame that concerns no subscription."""
 
@@ -137,5 +150,13 @@ class StateChanged(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Subscribed | SnapshotChunk | Transaction | Progress | Resync | Refused | ServerError | StateChanged
+    Subscribed
+    | SnapshotChunk
+    | Transaction
+    | Progress
+    | Resync
+    | Refused
+    | MutationTold
+    | ServerError
+    | StateChanged
 )

@@ -7,6 +7,7 @@ mutation off the screen; whatever else goes wrong, it is sent again with the sam
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import uuid
@@ -16,6 +17,7 @@ from functools import partial
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from rowcast.client.backoff import Backoff
+from rowcast.client.events import MutationTold
 from rowcast.client.outputs import AskStatus, MutationChanged, MutationState, Output, SendMutation
 from rowcast.client.overlay import Patch, Strategy
 from rowcast.client.rows import Key
@@ -27,6 +29,8 @@ logger = logging.getLogger("rowcast.client")
 MUTATION_HEADER: Final = "Rowcast-Mutation"
 # With delays of up to 1, 2, 4 and 8 s between them: longer than a deploy, shorter than anybody waits.
 ATTEMPTS: Final = 5
+# Rowcast's server answers at once, unless it does not hear its database; it is not waited for.
+_ASK_SECONDS: Final = 5.0
 
 R = TypeVar("R")
 
@@ -88,6 +92,7 @@ class MutationHandle(Generic[R]):
         self.gone = asyncio.Event()  # out of the way of those behind it
         self.task: asyncio.Task[None] | None = None  # the attempt, or the wait for the next
         self.sending = False
+        self.told: asyncio.Future[MutationTold] | None = None  # what Rowcast's server answers
         self._attempts = attempts
         self._mutations = mutations
         self._answer: asyncio.Future[R | None] = _quiet_future()
@@ -177,7 +182,8 @@ class Mutations:
         store: Where they lie over the rows.
         fulfil: Takes what the store hands back.
         now: Monotonic seconds.
-        status: Asks the application's server what became of a mutation; without it, sending again asks.
+        status: Asks the application's server what became of a mutation.
+        ask: Without `status`, asks Rowcast's; `told()` takes the answer. Returns False where nobody can be asked.
         beginning: What ids begin with, before a dot.
     """
 
@@ -187,8 +193,10 @@ class Mutations:
         fulfil: Callable[[Sequence[Output]], None],
         now: Callable[[], float],
         status: StatusAsker | None,
+        ask: Callable[[str], bool],
         beginning: str,
     ) -> None:
+        self._ask_rowcast = ask
         self._beginning = beginning
         self._store = store
         self._fulfil = fulfil
@@ -237,6 +245,12 @@ class Mutations:
             self._start(handle, self._send)
         else:
             self._ask(handle)
+
+    def told(self, event: MutationTold) -> None:
+        """What Rowcast's server knows of a mutation."""
+        handle = self._handles.get(event.mutation)
+        if handle is not None and handle.told is not None and not handle.told.done():
+            handle.told.set_result(event)
 
     async def close(self) -> None:
         """End every attempt; what became of the mutations nobody here will know."""
@@ -297,10 +311,8 @@ class Mutations:
             self._fulfil(self._store.status(handle.id, "committed", self._now()))
         elif self._status is not None:
             self._start(handle, partial(self._ask_server, self._status))
-        elif handle.attempts_left > 0:
-            self._start(handle, self._wait_and_resend)
         else:
-            handle.gone.set()  # nobody knows; those behind it need not wait for ever
+            self._start(handle, self._find_out)
 
     async def _ask_server(self, status: StatusAsker, handle: MutationHandle[Any]) -> Sequence[Output]:
         try:
@@ -312,9 +324,21 @@ class Mutations:
             handle.answer(None)
         return self._store.status(handle.id, told, self._now())
 
-    async def _wait_and_resend(self, handle: MutationHandle[Any]) -> Sequence[Output]:
-        await asyncio.sleep(handle.backoff.next_delay() or 0.0)
-        return self._store.status(handle.id, "unknown", self._now())
+    async def _find_out(self, handle: MutationHandle[Any]) -> Sequence[Output]:
+        """Ask Rowcast's server, which knows what has been confirmed; where it knows nothing, sending again asks."""
+        if handle.attempts_left > 0:
+            await asyncio.sleep(handle.backoff.next_delay() or 0.0)
+        handle.told = asyncio.get_running_loop().create_future()
+        if self._ask_rowcast(handle.id):
+            with contextlib.suppress(TimeoutError):
+                told = await asyncio.wait_for(handle.told, _ASK_SECONDS)
+                if told.state == "committed":
+                    handle.answer(None)
+                    return self._store.status(handle.id, "committed", self._now(), position=told.position)
+        if handle.attempts_left > 0:
+            return self._store.status(handle.id, "unknown", self._now())
+        handle.gone.set()  # nobody knows; those behind it need not wait for ever
+        return []
 
     def _forget(self, handle: MutationHandle[Any]) -> None:
         self._handles.pop(handle.id, None)

@@ -16,7 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from rowcast.client.backoff import Backoff
-from rowcast.client.events import Event, Interest, JSONObject, ServerError, StateChanged
+from rowcast.client.events import Event, Interest, JSONObject, MutationTold, ServerError, StateChanged
 from rowcast.client.state import ConnectionState, Status, TransportName
 from rowcast.client.subscriptions import Output, Subscriptions
 
@@ -117,6 +117,7 @@ class Session:
             "heartbeat": self._on_heartbeat,
             "welcome": self._on_welcome,
             "status": self._on_status,
+            "mutation": self._on_mutation,
             "token_accepted": self._on_token_accepted,
             "token_expiring": self._on_token_expiring,
             "goodbye": self._on_goodbye,
@@ -176,6 +177,13 @@ class Session:
             self._subscriptions.ask(subscription, now)
 
     # What the caller asks.
+
+    def ask_mutation(self, mutation: str) -> bool:
+        """Ask what became of a mutation; returns whether there is a link that can carry the question."""
+        can_ask = self._link == "up" and self._state.transport == "websocket"
+        if can_ask:
+            self._output.frames.append({"type": "mutation", "id": mutation})
+        return can_ask
 
     @property
     def closed(self) -> bool:
@@ -375,6 +383,9 @@ class Session:
 
     def _on_status(self, frame: JSONObject, lane: str | None, now: float) -> None:  # noqa: ARG002
         self._tell_server_state(now, frame["state"], frame.get("reason", ""))
+
+    def _on_mutation(self, frame: JSONObject, lane: str | None, now: float) -> None:  # noqa: ARG002
+        self._output.events.append(MutationTold(frame["id"], frame["state"], frame.get("position")))
 
     def _on_token_accepted(self, frame: JSONObject, lane: str | None, now: float) -> None:  # noqa: ARG002
         self._token_failures = 0
