@@ -435,8 +435,8 @@ class Handoffs:
         return int(float(found[1]))
 
 
-async def _run(capture: Capture, seed: str, count: int, *, standby: bool) -> Tally:
-    async with Handoffs(capture, seed, standby=standby) as handoffs:
+async def _run(capture: Capture, seed: str, count: int, *, standby: bool, version: int) -> Tally:
+    async with Handoffs(capture, seed, standby=standby, version=version) as handoffs:
         return await handoffs.run(count)
 
 
@@ -459,14 +459,15 @@ def table_of(tallies: dict[tuple[Capture, bool], Tally]) -> str:
 def main() -> None:
     count = int(os.environ.get("HANDOFFS_SNAPSHOTS", "2000"))
     seed = os.environ.get("HANDOFFS_SEED", f"{time.time_ns() // 1000 % 10**9}")
+    version = int(os.environ.get("HANDOFFS_POSTGRES", "18"))
     tallies: dict[tuple[Capture, bool], Tally] = {}
     captures: tuple[Capture, ...] = ("wal", "outbox")
     for capture, standby in itertools.product(captures, (False, True)):
         began = time.monotonic()
-        tally = asyncio.run(_run(capture, seed, count, standby=standby))
+        tally = asyncio.run(_run(capture, seed, count, standby=standby, version=version))
         tallies[capture, standby] = tally
         print(
-            f"{capture}, {'late standby' if standby else 'no standby'}, seed {seed}: {count} snapshots, {tally.queries} of"
+            f"PostgreSQL {version}, {capture}, {'late standby' if standby else 'no standby'}, seed {seed}: {count} snapshots, {tally.queries} of"
             f" them read anew, {tally.refused.total()} refused, {tally.commits} transactions by {WRITERS} writers, {time.monotonic() - began:.0f} s",
             *(f"refused {times}: {reason}" for reason, times in tally.refused.items()),
             sep="\n",
