@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable
@@ -77,6 +78,26 @@ async def test_the_blocks_of_a_chapter_run(page: str, chapter: str, address: str
         await run(page, "", names)
         await run(page, chapter, names)
     assert drawn or page == "client.md"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_the_first_programs_of_the_readme_run(
+    number: int, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    program = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[number]
+    there = address.removeprefix("http://") + REALTIME_PATH
+    names: dict[str, Any] = {}
+    exec(program.replace("127.0.0.1:8000", there).replace("asyncio.run(main())", ""), names)
+    printed = ""
+    running_program = asyncio.ensure_future(names["main"]())
+    while not printed and not running_program.done():
+        await asyncio.wait([running_program], timeout=0.05)
+        printed = capsys.readouterr().out
+    running_program.cancel()
+    await asyncio.wait([running_program])
+    assert running_program.cancelled()
+    assert "'name': " in printed
 
 
 def test_there_is_an_example_of_each_way_of_updating_a_screen() -> None:
