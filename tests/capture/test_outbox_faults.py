@@ -285,6 +285,20 @@ async def test_reaching_the_limit_while_a_server_reads_is_a_gap(t: psycopg.Conne
         assert changes(follower.transactions)[-1][1] == (b"-1", None, None)
 
 
+async def test_a_mark_that_finds_the_limit_reached_says_so_and_the_next_one_works(
+    t: psycopg.Connection, dsn: str
+) -> None:
+    async with Follower(capture(dsn)) as follower:
+        await follower.caught_up()
+        t.execute("UPDATE rowcast.outbox_state SET limit_bytes = -1")
+        t.execute("SELECT rowcast.outbox_check_size()")
+        with pytest.raises(CaptureError):
+            await asyncio.wait_for(follower.capture.mark(), 20)
+        await follower.until(lambda: follower.gaps)
+        await follower.until(lambda: follower.capture.status.state == "live")
+        await follower.caught_up()
+
+
 async def test_transactions_can_be_prepared_although_the_server_is_to_be_woken(
     fragile: EmbeddedPostgres,
 ) -> None:

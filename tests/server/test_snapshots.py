@@ -6,20 +6,21 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
+from tests.cli.processes import eventually
 from websockets.asyncio.client import connect
 
 from rowcast.capture.catalog import load_tables_by_oid
 from rowcast.capture.install import install
 from rowcast.hub import Hub, Request
 from rowcast.log import MemoryLog
-from rowcast.model import Gap, Position, make_position
+from rowcast.model import Gap, Position, Progress, Table, make_position
 from rowcast.server import Addresses, Rowcast
 from rowcast.server.snapshots import Snapshots
 from rowcast.settings import Settings
@@ -257,18 +258,22 @@ async def test_after_a_lost_transaction_and_new_columns_rows_can_be_read_at_once
     assert rows[-1] == {"id": 3000, "note": "after", "colour": "red"}
 
 
-@pytest.mark.parametrize("epochs", [("0" * 16, "f" * 16), ("f" * 16, "0" * 16)])
-async def test_a_snapshot_that_waits_for_the_stream_goes_on_in_the_next_epoch_however_they_are_ordered(
-    dsn: str, connection: psycopg.Connection, epochs: tuple[str, str]
-) -> None:
+@pytest.fixture
+async def items(dsn: str, connection: psycopg.Connection) -> Mapping[int, Table]:
     connection.execute("CREATE TABLE items (id bigint PRIMARY KEY)")
     connection.execute("INSERT INTO items VALUES (1)")
     async with await psycopg.AsyncConnection.connect(dsn) as looking:
         cursor = await looking.execute("SELECT 'items'::regclass::oid::bigint")
         [[oid]] = await cursor.fetchall()
-        tables = await load_tables_by_oid(looking, [oid])
+        return await load_tables_by_oid(looking, [oid])
+
+
+@pytest.mark.parametrize("epochs", [("0" * 16, "f" * 16), ("f" * 16, "0" * 16)])
+async def test_a_snapshot_that_waits_for_the_stream_goes_on_in_the_next_epoch_however_they_are_ordered(
+    dsn: str, items: Mapping[int, Table], epochs: tuple[str, str]
+) -> None:
     before, after = (make_position(epoch, 10) for epoch in epochs)
-    hub = Hub(MemoryLog(before, max_bytes=1000, max_seconds=1000), tables)
+    hub = Hub(MemoryLog(before, max_bytes=1000, max_seconds=1000), items)
     asked = asyncio.Event()
 
     async def mark() -> Position:
@@ -282,4 +287,34 @@ async def test_a_snapshot_that_waits_for_the_stream_goes_on_in_the_next_epoch_ho
     snapshots.heard()
     frozen = await asyncio.wait_for(reading, 20)
     assert (frozen.position, list(frozen.batches())) == (after, [[b'{"id":1}'], []])
+    await snapshots.close()
+
+
+async def test_a_snapshot_that_was_asked_for_in_the_epoch_before_waits_for_its_end_in_the_new_one(
+    dsn: str, connection: psycopg.Connection, items: Mapping[int, Table]
+) -> None:
+    before, after, end = (
+        make_position(epoch * 16, number) for epoch, number in [("0", 10), ("1", 10), ("1", 15)]
+    )
+    hub = Hub(MemoryLog(before, max_bytes=1000, max_seconds=1000), items)
+    asked = asyncio.Event()
+
+    async def mark() -> Position:
+        asked.set()
+        return end
+
+    snapshots = Snapshots(SnapshotReader(dsn, ""), hub, lambda: asyncio.ensure_future(mark()), lambda: 0.0)
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE items")
+        reading = asyncio.create_task(snapshots.frozen(Request("s", "items")))
+        waiting = "SELECT FROM pg_locks WHERE relation = 'items'::regclass AND NOT granted"
+        await asyncio.to_thread(eventually, lambda: connection.execute(waiting).rowcount, bool)
+        hub.publish([Gap(after, "slot_lost")], 0.0)
+        snapshots.heard()
+    await asyncio.wait_for(asked.wait(), 20)
+    too_early, _ = await asyncio.wait([reading], timeout=0.3)
+    assert not too_early, "the stream has not told yet what the rows may lack"
+    hub.publish([Progress(end)], 0.0)
+    snapshots.heard()
+    assert (await asyncio.wait_for(reading, 20)).position == end
     await snapshots.close()

@@ -287,15 +287,15 @@ class OutboxCapture(ReconnectingCapture[OutboxLine]):
                 line.connection, self._publication, number, before, asked=asked, thoroughly=thoroughly
             )
             found = await line.ask(statement, seconds=seconds)
+            if line.backend_pid is None:
+                line.backend_pid = found.backend_pid
+            elif found.backend_pid != line.backend_pid:
+                raise CaptureError(f"the server process behind the connection has changed. {POOLER_REMEDY}")
+            if found.overflow != line.overflow:
+                raise psycopg.OperationalError("the outbox has reached its limit, and triggers write no more")
         except BaseException:
             self._marks += marks  # whoever ends the line answers them
             raise
-        if line.backend_pid is None:
-            line.backend_pid = found.backend_pid
-        elif found.backend_pid != line.backend_pid:
-            raise CaptureError(f"the server process behind the connection has changed. {POOLER_REMEDY}")
-        if found.overflow != line.overflow:
-            raise psycopg.OperationalError("the outbox has reached its limit, and triggers write no more")
         if found.batch is not None:
             line.newest = found.batch
             line.replaced = frozenset()

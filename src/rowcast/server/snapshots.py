@@ -175,7 +175,7 @@ class Snapshots:
                     marking.cancel()
             end = await marking
         corrections.fold(hub)
-        await self._passed(end, epoch_of(begun))
+        await self._passed(end, epoch_of(corrections.folded))
         corrections.fold(hub)
         snapshot.complete = True
 
