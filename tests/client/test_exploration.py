@@ -101,11 +101,12 @@ def test_a_client_as_a_table_takes_the_same_steps_as_one_that_is_worked_out_each
 
 @pytest.mark.parametrize("strategy", [PatchAndIgnore, SnapshotRollback])
 @pytest.mark.parametrize("commit", [SET_A, SET_B])
+@pytest.mark.parametrize("remember", [True, False])
 def test_the_same_exploration_finds_the_faults_of_naive_strategies(
-    strategy: Callable[[], Client], commit: Write
+    strategy: Callable[[], Client], commit: Write, *, remember: bool
 ) -> None:
     with pytest.raises(BrokenRuleError, match=r"older|the database has"):
-        explore(Scenario((SET_A,), (commit,), NO_FAULT), strategy)
+        explore(Scenario((SET_A,), (commit,), NO_FAULT), strategy, remember=remember)
 
 
 def test_a_window_that_ignores_ones_own_echo_loses_what_others_wrote_in_it() -> None:
