@@ -219,6 +219,22 @@ async def test_a_change_of_columns_is_told_before_the_rows_that_have_them(
         assert table.channel == "tasks"
 
 
+async def test_columns_that_came_while_nobody_streamed_are_told_also_behind_rows_without_them(
+    jobs: psycopg.Connection, dsn: str
+) -> None:
+    async with Follower(capture(dsn)) as follower:
+        await follower.caught_up()
+    jobs.execute("INSERT INTO jobs VALUES (1, 'x')")
+    jobs.execute("ALTER TABLE jobs ADD note text")
+    async with Follower(capture(dsn, heartbeat_seconds=0.1)) as follower:
+        await follower.until(lambda: follower.transactions)
+        [change] = follower.transactions[0].changes
+        assert len(change.table.columns) == 2
+        [oid] = follower.capture.tables
+        await follower.until(lambda: len(follower.capture.tables[oid].columns) == 3)
+        assert [len(event.tables[oid].columns) for event in follower.tables_changed][-1] == 3
+
+
 async def test_rows_of_two_forms_in_one_transaction_are_answered_by_a_gap_for_that_table(
     jobs: psycopg.Connection, dsn: str
 ) -> None:

@@ -66,6 +66,7 @@ class StreamTables:
     Attributes:
         tables: By OID. Those of the schema rowcast are never among them.
         membership: As it was when the tables were last read.
+        behind: The stream has described a table as it was before that, and need not describe it again.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class StreamTables:
     ) -> None:
         self.tables = tables
         self.membership = membership
+        self.behind = False
         self._connection = connection
         self._publication = publication
 
@@ -109,6 +111,7 @@ class StreamTables:
             replica_identity=relation.replica_identity,
         )
         if table != self.tables[oid]:
+            self.behind = True
             self._change(assembler, {**self.tables, oid: table})
         if oid in self.membership.partitioned and relation.replica_identity == "full":
             await self._check_partitions(assembler, oid)

@@ -396,9 +396,12 @@ class WalCapture:
             self.acknowledge(self._delivered)
         link.stream.send_status()
         membership = await read_membership(link.control, self._publication)
-        if membership.signature not in {link.tables.membership.signature, link.announced}:
+        if link.tables.behind or membership.signature not in {
+            link.tables.membership.signature,
+            link.announced,
+        }:
             # Through the stream, so that it takes effect behind the changes that were made before.
-            link.announced = membership.signature
+            link.announced, link.tables.behind = membership.signature, False
             await self._emit(link, TABLES)
         elif not self._has_told:
             await self._emit(link, HEARTBEAT)
