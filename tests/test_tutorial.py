@@ -155,7 +155,7 @@ def test_the_readmes_client_and_its_mounted_server(reader: Reader) -> None:
     reader.query("CREATE TABLE jobs (id bigint PRIMARY KEY)")
     reader.query("INSERT INTO projects VALUES (1, 'Harbour')")
     reader.command("rowcast setup")
-    client, mount = blocks(reader.page, "python")
+    _, client, mount = blocks(reader.page, "python")  # the first is run by test_docs
     assert len([line for line in client.splitlines() if line.strip()]) <= 15
     reader.write("client.py", client.replace("/ws", "/realtime/ws"))
     reader.write("mounted.py", mount)
