@@ -200,6 +200,45 @@ def test_unknown_channels_name_the_known_ones_once() -> None:
         Client(make_hub()).watch("x")
 
 
+def test_what_there_is_to_watch_can_be_looked_up() -> None:
+    hub = make_hub()
+    assert hub.tables == {PROJECTS.oid: PROJECTS, JOBS.oid: JOBS}
+    assert {name: table.name for name, table in hub.channels.items()} == {
+        **dict.fromkeys(["projects", "public.projects"], "projects"),
+        **dict.fromkeys(["jobs", "public.jobs"], "jobs"),
+    }
+    shape = Client(hub).watch("projects", columns=("org",)).shape
+    assert shape.columns_description() == [
+        {"name": "id", "type": "bigint"},
+        {"name": "org", "type": "integer"},
+    ]
+
+
+def test_an_id_is_taken_once() -> None:
+    client = Client(make_hub())
+    client.watch("projects", name="mine")
+    with pytest.raises(ProtocolError, match="unsubscribe first, or give the second one another id"):
+        client.watch("jobs", name="mine")
+
+
+def test_shapes_of_equal_columns_have_a_row_encoded_once() -> None:
+    encoded: list[Row] = []
+    hub = make_hub()
+    clients = [Client(hub), Client(hub, form="plain"), Client(hub)]
+    for client, filter_text in zip(clients, (None, None, "org=eq.5"), strict=True):
+        projection = client.watch("projects", filter_text).shape.projection
+    once = projection.row
+
+    def counted(values: Row) -> bytes:
+        encoded.append(values)
+        return once(values)
+
+    projection.row = counted
+    hub.publish([transaction(2, insert(1))], 0.0)
+    assert [client.operations() for client in clients] == [[("INSERT", 1)]] * 3
+    assert len(encoded) == 1
+
+
 def test_only_offered_tables_are_channels() -> None:
     hub = make_hub(offered=["public.jobs"])
     client = Client(hub)

@@ -106,6 +106,16 @@ def test_both_kinds_watch_one_shape_and_are_encoded_once_each() -> None:
     assert "org" in whole[0].heard()[0]["changes"][0]["new"]
 
 
+def test_shapes_of_equal_columns_have_the_difference_made_once() -> None:
+    hub = make_hub()
+    clients = [Client(hub) for _ in range(2)]
+    for client, filter_text in zip(clients, (None, "org=eq.5"), strict=True):
+        client.watch("projects", filter_text, only_changed=True)
+    hub.publish([transaction(2, change(PROJECTS, "UPDATE", row(1, "b", 5), row(1, "a", 5)))], 0.0)
+    first, second = (client.heard()[0]["changes"][0]["new"] for client in clients)
+    assert first == second == {"id": 1, "name": "b"}
+
+
 def test_one_connection_may_have_both_and_tells_them_apart() -> None:
     hub = make_hub()
     client = Client(hub)

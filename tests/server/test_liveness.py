@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -17,7 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from rowcast.capture.install import install
-from rowcast.server import Addresses, Rowcast, serve as run_server
+from rowcast.server import Addresses, Rowcast, metrics, serve as run_server
 from rowcast.settings import Settings
 from rowcast.testing import EmbeddedPostgres
 from rowcast.testing.proxy import FaultProxy
@@ -132,6 +133,62 @@ async def test_a_client_that_was_slow_is_told_to_resync_and_goes_on(
             following = await hear(slow, "")
             assert following["position"] > resync["position"]
             assert following["id"] == (await hear(reader, ""))["id"] or following["id"] in ids
+
+
+async def take(client: ClientConnection, rows: dict[int, str], kind: str) -> None:
+    """Keep rows up to date until a message of this type has come whole."""
+    while True:
+        message = json.loads(await asyncio.wait_for(client.recv(), 20))
+        if message["type"] == "snapshot":
+            if message["chunk"] == 0:
+                rows.clear()
+            rows.update((row["id"], row["body"]) for row in message["rows"])
+        for change in message.get("changes", ()):
+            rows[change["key"]["id"]] = change["new"]["body"]
+        if message["type"] == kind and (kind != "snapshot" or message.get("last")):
+            return
+
+
+async def test_clients_that_stay_behind_are_told_again_and_again_and_end_with_the_rows_as_they_are(
+    dsn: str, serve: Serve, connection: psycopg.Connection
+) -> None:
+    connection.execute("INSERT INTO notes (body) SELECT 'start' FROM generate_series(1, 3)")
+    settings = Settings(database_url=dsn, port=0, session_queue_bytes=100_000, slow_client_seconds=60.0)
+    rowcast = Rowcast(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        addresses = await stack.enter_async_context(running(rowcast))
+        clients = [
+            await stack.enter_async_context(connect(addresses.websocket, max_size=None, max_queue=1))
+            for _ in range(3)
+        ]
+        writer = await stack.enter_async_context(await psycopg.AsyncConnection.connect(dsn, autocommit=True))
+        kept: list[dict[int, str]] = [{} for _ in clients]
+        for client in clients:
+            await client.send('{"type":"hello","version":1}')
+        for attempt in range(3):
+            wish = {"type": "subscribe", "id": f"{attempt}", "channel": "notes", "snapshot": True}
+            for client, rows in zip(clients, kept, strict=True):
+                await client.send(json.dumps(wish))
+                await take(client, rows, "snapshot")
+            number = 0
+            async with asyncio.timeout(60):
+                while attempt < 2 and len(rowcast.service.slow) < len(clients):
+                    number += 1
+                    await writer.execute(
+                        "UPDATE notes SET body = %s || repeat('x', 100000)", (f"{attempt}.{number} ",)
+                    )
+            for client, rows in zip(clients, kept, strict=True):
+                if attempt < 2:
+                    await take(client, rows, "resync")
+                    await client.send(json.dumps({"type": "unsubscribe", "id": f"{attempt}"}))
+                    await take(client, rows, "unsubscribed")
+        expected: dict[int, str] = dict(connection.execute("SELECT id, body FROM notes").fetchall())
+        assert kept == [expected] * len(clients)
+        told = re.search(
+            r'resyncs_total\{reason="slow_client"\} (.*)', metrics.render(rowcast.service).decode()
+        )
+        assert told is not None
+        assert float(told[1]) >= 2 * len(clients)
 
 
 async def test_heartbeats_carry_the_position_and_answer_at_once_when_asked(
