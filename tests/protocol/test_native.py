@@ -13,6 +13,7 @@ from rowcast.errors import ProtocolError
 from rowcast.hub import Hub, Request, Subscriber, Subscription
 from rowcast.log import MemoryLog
 from rowcast.protocol.forms import PLAIN, plain_label
+from rowcast.protocol.frames import parse_request
 from rowcast.protocol.framing import LINE
 from rowcast.protocol.native import (
     AskMutation,
@@ -23,7 +24,6 @@ from rowcast.protocol.native import (
     ServerState,
     Subscribe,
     Unsubscribe,
-    parse_request,
 )
 
 

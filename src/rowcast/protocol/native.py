@@ -15,94 +15,39 @@ many of them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from rowcast._version import __version__
-from rowcast.errors import FilterError, ProtocolError
-from rowcast.filters import Expression, parse_postgrest, parse_sql
+from rowcast.errors import ProtocolError
 from rowcast.hub import Request, Subscription
-from rowcast.model import Position, epoch_of, parse_position
+from rowcast.model import Position, epoch_of
 from rowcast.protocol.forms import plain_label
+from rowcast.protocol.frames import (
+    MAX_ID_CHARACTERS,
+    MAX_MUTATION_CHARACTERS,
+    ClientFrame,
+    HeartbeatFrame,
+    HelloFrame,
+    Identifier,
+    MutationFrame,
+    SubscribeFrame,
+    SubscriptionEntry,
+    UnsubscribeFrame,
+    checked_mutations,
+    parse_frame,
+    read_request,
+)
 
 VERSION: Final = 1
-# Long enough for "table:uuid" with a prefix, short enough that a million of them do not matter.
-MAX_ID_CHARACTERS: Final = 128
-# As the application's side has it: rowcast.mutation, and the header.
-MAX_MUTATION_CHARACTERS: Final = 200
-# Eight random characters are enough that two clients do not hear each other's confirms.
-_MUTATIONS: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 # A client may come back with all its subscriptions at once; what is over this many seconds' worth is a flood.
 _BURST_SECONDS: Final = 10
 _CLOSE_TOO_MANY_MESSAGES: Final = 4003
 
 _encode: Final = msgspec.json.Encoder().encode
-Identifier: TypeAlias = str | int
-# Values for the $1, $2, … of `where`.
-Parameters: TypeAlias = list[str | int | float | bool | None]
-
-
-class SubscribeFrame(msgspec.Struct, tag_field="type", tag="subscribe"):
-    channel: str
-    id: str | None = None
-    columns: list[str] | None = None
-    only_changed: bool = False
-    filter: str | None = None
-    where: str | None = None
-    params: Parameters | None = None
-    snapshot: bool = False
-    since: str | None = None
-
-
-class _Entry(msgspec.Struct):
-    """An entry of `hello.subscriptions`: a subscribe frame without its type."""
-
-    channel: str
-    id: str
-    columns: list[str] | None = None
-    only_changed: bool = False
-    filter: str | None = None
-    where: str | None = None
-    params: Parameters | None = None
-    snapshot: bool = False
-    since: str | None = None
-
-
-class HelloFrame(msgspec.Struct, tag_field="type", tag="hello"):
-    version: int
-    token: str | None = None
-    client: str = ""
-    old_rows: bool = False
-    mutations: str | None = None
-    subscriptions: list[_Entry] = []
-
-
-class UnsubscribeFrame(msgspec.Struct, tag_field="type", tag="unsubscribe"):
-    id: str | None = None
-    channel: str | None = None
-
-
-class HeartbeatFrame(msgspec.Struct, tag_field="type", tag="heartbeat"):
-    id: Identifier | None = None
-
-
-class MutationFrame(msgspec.Struct, tag_field="type", tag="mutation"):
-    id: str
-
-
-class TokenFrame(msgspec.Struct, tag_field="type", tag="token"):
-    token: str
-
-
-_ClientFrame: TypeAlias = (
-    SubscribeFrame | HelloFrame | UnsubscribeFrame | HeartbeatFrame | MutationFrame | TokenFrame
-)
-_decoder: Final[msgspec.json.Decoder[_ClientFrame]] = msgspec.json.Decoder(_ClientFrame)
-_TYPES: Final = ("subscribe", "unsubscribe", "hello", "heartbeat", "mutation", "token")
 
 
 @dataclass(slots=True, frozen=True)
@@ -201,7 +146,7 @@ class NativeSession:
             ProtocolError: An entry has the wrong shape.
         """
         try:
-            entries = msgspec.convert(subscriptions, list[_Entry])
+            entries = msgspec.convert(subscriptions, list[SubscriptionEntry])
         except msgspec.ValidationError as error:
             raise ProtocolError("invalid_frame", str(error)) from None
         if form == "full":
@@ -215,7 +160,7 @@ class NativeSession:
         if refusal is not None:
             return refusal
         try:
-            return self._handle(_parse(text))
+            return self._handle(parse_frame(text))
         except ProtocolError as error:
             return [self.error(error)]
 
@@ -247,7 +192,7 @@ class NativeSession:
         )
         return [self.error(ProtocolError("rate_limited", message))]
 
-    def _handle(self, frame: _ClientFrame) -> list[Command]:
+    def _handle(self, frame: ClientFrame) -> list[Command]:
         if isinstance(frame, HelloFrame):
             return self._hello(frame)
         if self.form is None:
@@ -301,7 +246,7 @@ class NativeSession:
             commands.append(self.status())
         return commands + (self._subscribe(frame.subscriptions) if frame.subscriptions else [])
 
-    def _subscribe(self, frames: Sequence[SubscribeFrame | _Entry]) -> list[Command]:
+    def _subscribe(self, frames: Sequence[SubscribeFrame | SubscriptionEntry]) -> list[Command]:
         wishes: list[Wish] = []
         commands: list[Command] = []
         for frame in frames:
@@ -314,7 +259,7 @@ class NativeSession:
             commands.append(Subscribe(tuple(wishes)))
         return commands
 
-    def _wish(self, frame: SubscribeFrame | _Entry, name: str) -> Wish:
+    def _wish(self, frame: SubscribeFrame | SubscriptionEntry, name: str) -> Wish:
         if not 0 < len(name) <= MAX_ID_CHARACTERS or "\0" in name or "\0" in frame.channel:
             raise ProtocolError(
                 "invalid_frame", f"`id` must have 1 to {MAX_ID_CHARACTERS} characters, without NUL"
@@ -333,7 +278,7 @@ class NativeSession:
             raise ProtocolError(
                 "invalid_frame", "`snapshot` and `since` exclude each other: send one of them"
             )
-        request = _request(frame, name, "" if self.form == "full" else plain_label(name, frame.channel))
+        request = read_request(frame, name, "" if self.form == "full" else plain_label(name, frame.channel))
         self.subscriptions.add(name)
         return Wish(request, frame.snapshot)
 
@@ -417,85 +362,5 @@ class NativeSession:
         return Reply(message, "error", error.code)
 
 
-def parse_request(fields: dict[str, object]) -> Request:
-    """Read what to watch from the fields of a subscribe frame, for requests that are no subscription.
-
-    Raises:
-        ProtocolError: A field is wrong.
-    """
-    try:
-        frame = msgspec.convert({"id": "request", **fields}, _Entry)
-    except msgspec.ValidationError as error:
-        raise ProtocolError("invalid_frame", str(error)) from None
-    return _request(frame, frame.id, plain_label(frame.id, frame.channel))
-
-
-def _request(frame: SubscribeFrame | _Entry, name: str, label: str) -> Request:
-    return Request(
-        subscription=name,
-        channel=frame.channel,
-        columns=None if frame.columns is None else tuple(frame.columns),
-        expression=_expression(frame),
-        since=None if frame.since is None else _position(frame.since),
-        label=label,
-        only_changed=frame.only_changed,
-    )
-
-
 def _reply(kind: str, **fields: object) -> Reply:
     return Reply(_encode({"type": kind, **fields}), kind)
-
-
-def _parse(text: bytes) -> _ClientFrame:
-    """Decode a client's frame; tell what is wrong with one that is not ours."""
-    try:
-        try:
-            return _decoder.decode(text)
-        except msgspec.ValidationError as error:
-            reason = str(error)
-            value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError("malformed_json", f"the frame is not JSON: {error}") from None
-    kind = cast("dict[str, object]", value).get("type") if isinstance(value, dict) else None
-    if not isinstance(kind, str):
-        raise ProtocolError(
-            "invalid_frame", 'a frame is a JSON object with a "type", such as {"type":"subscribe"}'
-        )
-    if kind not in _TYPES:
-        raise ProtocolError("unknown_type", f'there is no type "{kind[:40]}"; known: {", ".join(_TYPES)}')
-    raise ProtocolError("invalid_frame", f"{kind}: {reason}")
-
-
-def checked_mutations(text: str | None) -> str | None:
-    """What a client says that the ids of its mutations begin with.
-
-    Raises:
-        ProtocolError: It cannot be that.
-    """
-    if text is None or _MUTATIONS.fullmatch(text):
-        return text
-    raise ProtocolError(
-        "invalid_frame",
-        "`mutations` is what the ids of your mutations begin with, up to their first dot: "
-        "8 to 64 letters, digits, - and _, best random ones",
-    )
-
-
-def _expression(frame: SubscribeFrame | _Entry) -> Expression | None:
-    if frame.filter is not None and frame.where is not None:
-        raise ProtocolError("invalid_filter", "`filter` and `where` exclude each other: send one of them")
-    if frame.params is not None and frame.where is None:
-        raise ProtocolError("invalid_filter", "`params` belong to `where`")
-    try:
-        if frame.filter is not None:
-            return parse_postgrest(frame.filter)
-        return None if frame.where is None else parse_sql(frame.where, frame.params or [])
-    except FilterError as error:
-        raise ProtocolError("invalid_filter", str(error)) from error
-
-
-def _position(text: str) -> Position:
-    try:
-        return parse_position(text)
-    except ValueError as error:
-        raise ProtocolError("invalid_position", f"`since`: {error}") from None

@@ -16,8 +16,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from rowcast.errors import ProtocolError
 from rowcast.model import parse_position
+from rowcast.protocol.frames import checked_mutations
 from rowcast.protocol.framing import EVENT_STREAM, LINE
-from rowcast.protocol.native import Form, checked_mutations
+from rowcast.protocol.native import Form
 from rowcast.server.connection import ClientConnection
 from rowcast.server.query import SELECTION, Query
 from rowcast.server.service import Service

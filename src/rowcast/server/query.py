@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from rowcast.errors import ProtocolError
-from rowcast.protocol.native import Parameters
+from rowcast.protocol.frames import Parameters
 
 # Far more rows than a page should have; whoever wants all of them leaves `limit` out.
 _MAX_LIMIT: Final = 1_000_000

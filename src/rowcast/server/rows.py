@@ -20,8 +20,8 @@ from rowcast.errors import ProtocolError
 from rowcast.hub import Request, Subscriber
 from rowcast.model import Position, parse_position
 from rowcast.protocol.forms import PLAIN
+from rowcast.protocol.frames import parse_request
 from rowcast.protocol.framing import LINE
-from rowcast.protocol.native import parse_request
 from rowcast.server.asgi import cors_headers
 from rowcast.server.kept_rows import FrozenRows
 from rowcast.server.query import SELECTION, Query
