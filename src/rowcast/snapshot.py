@@ -131,6 +131,7 @@ class SnapshotReader:
                     assert row is not None
                     visibility = Visibility.parse(row[0])
                     life.pid = row[1]
+                    life.heard += 1  # who waits here for other transactions is alive
                     whole = await _has_all_writers(connection, table, self._publication, visibility)
                     if whole and await _sees_the_dropped(connection, visibility, dropped):
                         # Closed before the transaction: a COPY that was left in its middle holds the connection.
