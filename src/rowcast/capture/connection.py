@@ -109,7 +109,10 @@ def _waits(connection: psycopg.AsyncConnection[Any]) -> bool:
 
 
 async def _works(dsn: str, pid: int) -> bool:
-    """Whether a process of the server is in the middle of a statement."""
+    """Whether a process of the server is in the middle of a statement, or was a moment ago.
+
+    One that is asked all the time is between two statements as often as not, and is not lost for it.
+    """
     try:
         connection = await connect(dsn)
     except (CaptureError, psycopg.OperationalError):
@@ -117,7 +120,9 @@ async def _works(dsn: str, pid: int) -> bool:
     too_late = asyncio.get_running_loop().call_later(SILENCE_SECONDS, sever, connection)
     try:
         cursor = await connection.execute(
-            "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'", (pid,)
+            "SELECT FROM pg_stat_activity WHERE pid = %s AND"
+            " (state IN ('active', 'disabled') OR state_change > clock_timestamp() - make_interval(secs => %s))",
+            (pid, SILENCE_SECONDS),
         )
         return cursor.rowcount > 0
     except psycopg.OperationalError:
