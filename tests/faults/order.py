@@ -24,6 +24,8 @@ _BATCH_SHIFT: Final = 24
 _OUTBOX: Final = "rowcast.outbox"
 _BATCH: Final = "rowcast.outbox_batch"
 _INCARNATION: Final = "oracle_incarnation"
+# What triggers write of one change: of an UPDATE, the old and the new row.
+_ROWS: Final = {"I": 1, "U": 2, "D": 1, "T": 1, "M": 0}
 
 # An era, and twice a position's number: between two positions is room for who has none.
 Place = tuple[int, int]
@@ -98,7 +100,7 @@ class OutboxOrder:
     def feed(self, transaction: Transaction) -> list[tuple[Place, Transaction]]:
         placed: list[tuple[Place, Transaction]] = []
         sequences: list[int] = []
-        others = False
+        rows, others = 0, False
         for change in transaction.changes:
             values = dict(zip(change.columns, change.new or (), strict=True)) if change.new else {}
             if change.table == _INCARNATION:
@@ -110,12 +112,16 @@ class OutboxOrder:
                 high, low = values["lsn"].split("/")
                 sequences.append(int(high, 16) << 32 | int(low, 16))
             else:
+                rows += _ROWS[change.operation]
                 others = True
+        before, self._sequence = self._sequence, max([self._sequence, *sequences])
         if sequences or others:
             self._count += 1
-            order = (max(sequences), transaction.xid) if sequences else (self._sequence, 2**64 + self._count)
+            # Over its limit the outbox gets no more rows, and what it has of such a transaction says nothing of its
+            # place. The batch that sees it is never told.
+            whole = sequences and len(sequences) >= rows
+            order = (max(sequences), transaction.xid) if whole else (before, 2**64 + self._count)
             self._waiting.append(_Waiting(transaction, order, bool(sequences)))
-        self._sequence = max([self._sequence, *sequences])
         return placed
 
     def _batch(self, number: int, snapshot: str) -> list[tuple[Place, Transaction]]:
