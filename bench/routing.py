@@ -97,7 +97,7 @@ def _measure(count: int) -> Cost:
     began = time.perf_counter()
     for number_of_shape in range(count):
         bound = bind(parse_postgrest(f"org_id=eq.{number_of_shape}"), watched)
-        routes.add(Shape(number_of_shape, watched, None, projection, bound))
+        routes.add(Shape(watched, None, projection, bound))
     add_us = (time.perf_counter() - began) / count * 1e6
     bytes_each = (memory_bytes(os.getpid()) - before) / count
     return Cost(

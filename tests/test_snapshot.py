@@ -58,10 +58,11 @@ async def test_a_truncate_that_the_reader_has_waited_for_is_in_its_snapshot(
 
 
 async def test_a_transaction_from_before_the_logs_time_that_still_runs_holds_up_nothing(
-    dsn: str, reader: SnapshotReader, items: Table
+    dsn: str, connection: psycopg.Connection, reader: SnapshotReader, items: Table
 ) -> None:
     with psycopg.connect(dsn) as running:
         running.execute("INSERT INTO items VALUES (2)")
         [[xid]] = running.execute("SELECT pg_current_xact_id()::text::bigint")
+        connection.execute("SELECT pg_current_xact_id()")  # a later one has ended
         visibility, rows = await asyncio.wait_for(read(reader, items, first_xid=xid), 20)
     assert (visibility.sees(xid), rows) == (False, [(b"1",)])

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -87,6 +88,34 @@ async def test_a_snapshot_over_a_connection_that_died_in_silence_fails_and_the_n
             failed = await snapshot_of(client, "2", "two")
             assert (failed["id"], failed["code"]) == ("2", "snapshot_failed")
             assert (await snapshot_of(client, "3", "two"))["type"] == "snapshot"
+
+
+async def test_rows_that_were_kept_come_with_what_was_committed_before_they_were_asked_for(
+    dsn: str, connection: psycopg.Connection
+) -> None:
+    connection.execute("CREATE TABLE items (id bigint PRIMARY KEY)")
+    install(dsn, ["items"])
+    async with FaultProxy(int(str(conninfo_to_dict(dsn)["port"]))) as link:
+        through = f"{dsn.rsplit(':', 1)[0]}:{link.port}/{dsn.rsplit('/', 1)[1]}"
+        settings = Settings(database_url=dsn, database_url_direct=through, port=0)
+        async with (
+            running(Rowcast(settings)) as addresses,
+            connect(addresses.websocket) as client,
+            httpx.AsyncClient(base_url=addresses.http) as http,
+        ):
+            await client.send(json.dumps({"type": "hello", "version": 1}))
+            assert (await snapshot_of(client, "1", "items"))["rows"] == []
+            etag = {"if-none-match": (await http.get("/v1/rows/items")).headers["etag"]}
+            link.stall()  # the stream stays behind
+            connection.execute("INSERT INTO items VALUES (1)")
+            told = asyncio.ensure_future(snapshot_of(client, "2", "items"))
+            answers = [asyncio.ensure_future(http.get("/v1/rows/items", headers=each)) for each in ({}, etag)]
+            done, _ = await asyncio.wait([told, *answers], timeout=0.3)
+            assert not done
+            link.resume()
+            assert (await told)["rows"] == [{"id": 1}]
+            for answer in answers:
+                assert (await answer).json()["rows"] == [{"id": 1}]
 
 
 async def test_a_query_that_takes_long_to_find_its_first_row_is_waited_for(

@@ -30,6 +30,7 @@ class Delivery:
         self.outlet = subscription.outlet
         self.snapshot = snapshots.get(subscription.shape)
         self.attempt = self.snapshot.attempt
+        self.caught_up = snapshots.catch_up()
         self.next_chunk = 0
         self.number = 0
 
@@ -67,6 +68,10 @@ class Delivery:
                 continue
             if not snapshot.complete:
                 snapshot.waiting[self.advance] = None
+                return
+            if not self.caught_up.done():
+                # Rows that were kept may lack what the client itself has just written.
+                self.caught_up.add_done_callback(lambda _: self.advance())
                 return
             try:
                 assert snapshot.corrections is not None
@@ -114,6 +119,7 @@ class FullDelivery(Delivery):
     def include(self, subscription: Subscription) -> None:
         """Begin again, for one more subscription that has not seen what was sent."""
         self.subscriptions.append(subscription)
+        self.caught_up = self.snapshots.catch_up()
         self.next_chunk = self.number = 0
 
     def ended(self) -> None:

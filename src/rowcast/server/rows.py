@@ -97,6 +97,8 @@ class RowsEndpoint:
         request = parse_request({"channel": http.path_params["channel"], **query.selection()})
         service.hub.describe(request)  # refuses what does not fit
         known = _known(http.headers.get("if-none-match"))
+        if known is None or not wait_seconds:
+            await service.snapshots.caught_up()
         if known is not None and not await _changed(service, request, known, wait_seconds):
             return Response(status_code=304, headers={"etag": f'"{known}"'})
         frozen = await service.snapshots.frozen(request)

@@ -132,6 +132,22 @@ class Snapshots:
             self._heads.setdefault(position, []).append(future)
             await future
 
+    async def caught_up(self) -> None:
+        """Wait until the stream has told everything committed before the call, so that who has written finds it.
+
+        While the database cannot be asked, nobody waits: what is known is what there is.
+        """
+        epoch = epoch_of(self.hub.head)
+        with suppress(CaptureError):
+            await self._passed(await self._mark(), epoch)
+
+    def catch_up(self) -> asyncio.Task[None]:
+        """`caught_up()` as a task."""
+        task = asyncio.create_task(self.caught_up(), name="rowcast snapshot catches up")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
     async def _read(self, snapshot: ShapeSnapshot) -> None:
         began = self._now()
         try:
