@@ -360,6 +360,18 @@ def test_a_neglected_server_is_told_all_that_is_wrong(neglected: EmbeddedPostgre
         assert "long_transactions" not in look(dsn)
 
 
+def test_triggers_where_the_log_holds_no_rows_are_no_error() -> None:
+    with EmbeddedPostgres(settings={"wal_level": "replica"}) as server:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute("CREATE TABLE projects (id int PRIMARY KEY)")
+        assert "wal_level" in look(server.dsn())
+        assert install(server.dsn(), ["projects"])[0].startswith("wal_level is not logical: triggers watch")
+        found = look(server.dsn())
+        assert "triggers write an outbox" in only(found, "fallback", "warning").finding
+        assert not [each for findings in found.values() for each in findings if each.severity == "error"]
+        assert "fallback" not in look(server.dsn(), settings={"capture": "outbox"})
+
+
 def test_a_slot_that_postgresql_invalidated_is_told(neglected: EmbeddedPostgres) -> None:
     neglected.stop()
     neglected._settings["wal_level"] = "logical"

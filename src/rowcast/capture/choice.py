@@ -30,7 +30,7 @@ SELECT current_setting('wal_level'), current_database(),
     EXISTS (SELECT FROM pg_publication AS p, pg_publication_tables AS t WHERE p.pubname = t.pubname AND p.pubname = %(name)s),
     EXISTS (SELECT FROM pg_publication WHERE pubname = %(name)s)
 """
-_HAS_OUTBOX: Final = """
+HAS_OUTBOX: Final = """
 SELECT EXISTS (
     SELECT FROM rowcast.watched AS w JOIN rowcast.outbox_table AS t ON t.root_oid = w.table_oid
     WHERE w.publication_name = %s AND t.covered
@@ -145,7 +145,7 @@ async def _examine(settings: Settings) -> tuple[str | None, bool, str]:
         cursor = await connection.execute("SELECT to_regclass('rowcast.outbox_table') IS NOT NULL")
         [[has_outbox]] = await cursor.fetchall()
         if has_outbox:
-            cursor = await connection.execute(_HAS_OUTBOX, [settings.publication])
+            cursor = await connection.execute(HAS_OUTBOX, [settings.publication])
             [[has_outbox]] = await cursor.fetchall()
     if wal_level != "logical":
         return f"the server has wal_level = {wal_level}", has_outbox, database

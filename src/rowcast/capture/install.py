@@ -153,6 +153,10 @@ def install(
         by_wal = capture == "wal" or (capture == "auto" and _has_logical_wal(connection))
         if by_wal:
             _check_publication(connection, publication)
+        elif capture == "auto" and names:
+            done.append(
+                "wal_level is not logical: triggers watch the tables (rowcast doctor tells how to change it)"
+            )
         warnings = [
             warning
             for name in names

@@ -31,6 +31,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     server.pooler,
     server.same_database,
     server.wal_level,
+    server.fallback,
     server.replication_privilege,
     server.replication_connection,
     server.wal_senders,
@@ -66,8 +67,8 @@ def examine(
 ) -> Report:
     """Run every check that matters to these settings.
 
-    With `capture` at auto, the database is judged as for wal, which auto falls back from at a cost; set it to
-    outbox or notify to be asked for nothing that those do not need.
+    With `capture` at auto, the database is judged as for wal unless `rowcast setup` had to take triggers instead; set
+    it to outbox or notify to be asked for nothing that those do not need.
 
     Args:
         settings: Of the server that is, or will be.
@@ -97,7 +98,7 @@ def examine(
             packages=installed_packages() if packages is None else packages,
             long_transaction_seconds=long_transaction_seconds,
         )
-        streams = settings.capture in {"auto", "wal"}
+        streams = database.streams
         chosen = [check for check in CHECKS if streams or not check.wal]
         return Report(tuple(finding for check in chosen for finding in check.findings(database)))
 

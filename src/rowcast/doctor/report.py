@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import DictRow
 
+from rowcast.capture.choice import HAS_OUTBOX
 from rowcast.settings import Settings
 
 Severity: TypeAlias = Literal["ok", "warning", "error"]
@@ -103,6 +104,20 @@ class Database:
     @property
     def role(self) -> str:
         return self.direct.info.user
+
+    @property
+    def streams(self) -> bool:
+        """Whether the server will read the log: it is told to, or nothing keeps `auto` from it that setup has met."""
+        if self.settings.capture != "auto":
+            return self.settings.capture == "wal"
+        return self.setting("wal_level") == "logical" or not self._has_outbox
+
+    @property
+    def _has_outbox(self) -> bool:
+        return bool(
+            self.value("SELECT to_regclass('rowcast.outbox_table') IS NOT NULL")
+            and self.value(HAS_OUTBOX, self.settings.publication)
+        )
 
     def rows(self, query: LiteralString, *parameters: object) -> list[DictRow]:
         return self.direct.execute(query, parameters).fetchall()

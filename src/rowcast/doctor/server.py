@@ -91,16 +91,30 @@ def replication_connection(database: Database) -> Iterator[Problem]:
         )
 
 
+_SET_WAL_LEVEL: Final = (
+    "ALTER SYSTEM SET wal_level = 'logical';\n"
+    "-- then restart PostgreSQL. On Amazon RDS and Aurora: rds.logical_replication = 1 in the parameter group;\n"
+    "-- on Google Cloud SQL: the flag cloudsql.logical_decoding = on; on Azure: the server parameter wal_level.\n"
+)
+
+
 @check("wal_level is logical", wal=True)
 def wal_level(database: Database) -> Iterator[Problem]:
     level = database.setting("wal_level")
     if level != "logical":
         yield error(
             f"wal_level is {level}, so the WAL holds no rows to stream",
-            "ALTER SYSTEM SET wal_level = 'logical';\n"
-            "-- then restart PostgreSQL. On Amazon RDS and Aurora: rds.logical_replication = 1 in the parameter group;\n"
-            "-- on Google Cloud SQL: the flag cloudsql.logical_decoding = on; on Azure: the server parameter wal_level.\n"
-            "-- Where that cannot be: export ROWCAST_CAPTURE=outbox",
+            f"{_SET_WAL_LEVEL}-- Where that cannot be: export ROWCAST_CAPTURE=outbox",
+        )
+
+
+@check("capture is what was asked for")
+def fallback(database: Database) -> Iterator[Problem]:
+    if database.settings.capture == "auto" and not database.streams:
+        yield warning(
+            f"wal_level is {database.setting('wal_level')}, so triggers write an outbox, which costs every commit more "
+            "than the log would",
+            f"{_SET_WAL_LEVEL}-- and run rowcast setup again. To keep the outbox: export ROWCAST_CAPTURE=outbox",
         )
 
 

@@ -121,7 +121,7 @@ def named_tables(database: Database) -> Iterator[Problem]:
             f"the settings name the table {name}, which does not exist",
             f"# take {name} out of tables ({database.settings.origins.get('tables', 'as given')}), or create it",
         )
-    if database.settings.capture not in {"outbox", "notify"}:
+    if database.streams:
         unpublished = [t.name for t in database.tables if not t.published and not t.is_partition]
         if unpublished:
             yield error(
