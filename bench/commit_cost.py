@@ -58,7 +58,7 @@ class _Load:
 _LOADS: Final = (
     _Load(
         "A request's transaction (BEGIN, SELECT a row, UPDATE it, COMMIT), and a disk that syncs in 8 ms, so that 64 clients "
-        "leave the processors some time",
+        "leave the processor some time",
         _REQUEST,
         _NETWORK_DISK,
     ),
@@ -149,9 +149,9 @@ def measure() -> Section:
     read = [_outbox_rows_a_second() for _ in range(_ROUNDS)]
     text = (
         "Transactions a second of pgbench; the share is the median of the ratios to the run without capture of the same "
-        "round. Slow disks are made by `commit_delay`. Whoever reads (`rowcast serve`, or the listener) runs on the "
-        "same processors as the database and pgbench, and takes its time from them: where they are busy, "
-        "that is part of the share.\n\n" + "\n\n".join(parts)
+        "round. Slow disks are made by `commit_delay`. The database with its walsender, and pgbench, share one "
+        "processor of two, and `rowcast serve` has the other: where theirs is busy, what capture costs the database is "
+        "taken from the commits.\n\n" + "\n\n".join(parts)
     )
     text += f"\n\n`OutboxCapture` reads, orders and decodes {spread(read)} rows a second, of {_COMMITS:,} commits."
     targets = [
@@ -163,8 +163,8 @@ def measure() -> Section:
         )
         for load, what in (
             (_LOADS[0], "a request's transaction"),
-            (_LOADS[1], "the same with busy processors"),
-            (_LOADS[2], "nothing but INSERTs with busy processors"),
+            (_LOADS[1], "the same with a busy processor"),
+            (_LOADS[2], "nothing but INSERTs with a busy processor"),
         )
         for mode, most in (("wal", 5), ("outbox", 40))
     ]
