@@ -28,9 +28,10 @@ Identifier: TypeAlias = str | int
 Parameters: TypeAlias = list[str | int | float | bool | None]
 
 
-class SubscribeFrame(msgspec.Struct, tag_field="type", tag="subscribe"):
+class _Wish(msgspec.Struct, kw_only=True):
+    """What a subscription asks for."""
+
     channel: str
-    id: str | None = None
     columns: list[str] | None = None
     only_changed: bool = False
     filter: str | None = None
@@ -40,18 +41,14 @@ class SubscribeFrame(msgspec.Struct, tag_field="type", tag="subscribe"):
     since: str | None = None
 
 
-class SubscriptionEntry(msgspec.Struct):
+class SubscribeFrame(_Wish, kw_only=True, tag_field="type", tag="subscribe"):
+    id: str | None = None
+
+
+class SubscriptionEntry(_Wish, kw_only=True):
     """An entry of `hello.subscriptions`: a subscribe frame without its type."""
 
-    channel: str
     id: str
-    columns: list[str] | None = None
-    only_changed: bool = False
-    filter: str | None = None
-    where: str | None = None
-    params: Parameters | None = None
-    snapshot: bool = False
-    since: str | None = None
 
 
 class HelloFrame(msgspec.Struct, tag_field="type", tag="hello"):
