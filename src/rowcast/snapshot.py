@@ -38,7 +38,7 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
-from rowcast.capture.connection import sever
+from rowcast.capture.connection import finds, sever
 from rowcast.filters import BoundFilter
 from rowcast.model import Row, Table
 from rowcast.values import parse_copy_line, session_options
@@ -203,20 +203,7 @@ class SnapshotReader:
 
     async def _works(self, pid: int | None) -> bool:
         """Whether a process of the server is in the middle of a statement; before its first answer, at the lock."""
-        try:
-            connection = await self._connect()
-        except psycopg.OperationalError:
-            return False
-        too_late = asyncio.get_running_loop().call_later(SILENCE_SECONDS, sever, connection)
-        try:
-            cursor = await connection.execute(_WORKING, {"pid": pid})
-            return cursor.rowcount > 0
-        except psycopg.OperationalError:
-            return False
-        finally:
-            too_late.cancel()
-            sever(connection)
-            await connection.close()
+        return await finds(self._connect(), _WORKING, {"pid": pid}, SILENCE_SECONDS)
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         return await psycopg.AsyncConnection.connect(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final, LiteralString, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -113,17 +114,29 @@ async def _works(dsn: str, pid: int) -> bool:
 
     One that is asked all the time is between two statements as often as not, and is not lost for it.
     """
+    return await finds(
+        connect(dsn),
+        "SELECT FROM pg_stat_activity WHERE pid = %s AND"
+        " (state IN ('active', 'disabled') OR state_change > clock_timestamp() - make_interval(secs => %s))",
+        (pid, SILENCE_SECONDS),
+        SILENCE_SECONDS,
+    )
+
+
+async def finds(
+    connecting: Awaitable[psycopg.AsyncConnection[Any]],
+    query: LiteralString,
+    parameters: Sequence[object] | Mapping[str, object],
+    seconds: float,
+) -> bool:
+    """Whether a query over a connection of its own finds a row; not, if none answers within `seconds`."""
     try:
-        connection = await connect(dsn)
+        connection = await connecting
     except (CaptureError, psycopg.OperationalError):
         return False
-    too_late = asyncio.get_running_loop().call_later(SILENCE_SECONDS, sever, connection)
+    too_late = asyncio.get_running_loop().call_later(seconds, sever, connection)
     try:
-        cursor = await connection.execute(
-            "SELECT FROM pg_stat_activity WHERE pid = %s AND"
-            " (state IN ('active', 'disabled') OR state_change > clock_timestamp() - make_interval(secs => %s))",
-            (pid, SILENCE_SECONDS),
-        )
+        cursor = await connection.execute(query, parameters)
         return cursor.rowcount > 0
     except psycopg.OperationalError:
         return False
