@@ -79,7 +79,7 @@ class OutboxOrder:
     def __init__(self) -> None:
         self._eras: dict[str, int] = {}
         self._waiting: list[_Waiting] = []  # in the WAL's order
-        self._sequence = 0
+        self._lsn = 0
         self._count = 0
 
     def prepare(self, connection: psycopg.Connection[Any]) -> None:
@@ -99,7 +99,7 @@ class OutboxOrder:
 
     def feed(self, transaction: Transaction) -> list[tuple[Place, Transaction]]:
         placed: list[tuple[Place, Transaction]] = []
-        sequences: list[int] = []
+        lsns: list[int] = []
         rows, others = 0, False
         for change in transaction.changes:
             values = dict(zip(change.columns, change.new or (), strict=True)) if change.new else {}
@@ -110,18 +110,18 @@ class OutboxOrder:
                 placed += self._batch(int(values["number"]), values["snapshot"])
             elif change.table == _OUTBOX:
                 high, low = values["lsn"].split("/")
-                sequences.append(int(high, 16) << 32 | int(low, 16))
+                lsns.append(int(high, 16) << 32 | int(low, 16))
             else:
                 rows += _ROWS[change.operation]
                 others = True
-        before, self._sequence = self._sequence, max([self._sequence, *sequences])
-        if sequences or others:
+        before, self._lsn = self._lsn, max([self._lsn, *lsns])
+        if lsns or others:
             self._count += 1
             # Over its limit the outbox gets no more rows, and what it has of such a transaction says nothing of its
             # place. The batch that sees it is never told.
-            whole = sequences and len(sequences) >= rows
-            order = (max(sequences), transaction.xid) if whole else (before, 2**64 + self._count)
-            self._waiting.append(_Waiting(transaction, order, bool(sequences)))
+            whole = lsns and len(lsns) >= rows
+            order = (max(lsns), transaction.xid) if whole else (before, 2**64 + self._count)
+            self._waiting.append(_Waiting(transaction, order, bool(lsns)))
         return placed
 
     def _batch(self, number: int, snapshot: str) -> list[tuple[Place, Transaction]]:
